@@ -10,6 +10,7 @@
     ├── Unavailable               loading, draining or stopped
     ├── ModelError                a model could not be found, fetched, checked or loaded
     ├── InferenceError            the engine failed on a batch (its detail is in the log)
+    ├── UnfitOutput               the model's output was not fit to show, even after a second try
     └── ConfigError               a setting is wrong; names the setting
 
 The server maps each class to one gRPC status (``server/errors.py``); a test proves that none is left out.
@@ -89,6 +90,20 @@ class InferenceError(TranslateError):
     """The engine failed. The message is safe to show; the cause is chained and logged."""
 
     reason = "INFERENCE_FAILED"
+
+
+class UnfitOutput(TranslateError):
+    """The guard refused both outputs of the model; the source text is returned in their place.
+
+    Args:
+        problem: what the guard found, e.g. ``repetition``.
+    """
+
+    reason = "TRANSLATION_UNFIT"
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"the model's output was not fit to show ({problem}); the source text is returned")
+        self.problem = problem
 
 
 class ConfigError(TranslateError):

@@ -1,0 +1,155 @@
+"""MarianMT on CTranslate2: int8 on CPU, float16 or int8_float16 on CUDA.
+
+The weights are converted once into the user's cache folder. Conversion needs torch, so it runs in a process
+of its own: the server keeps neither torch's memory nor its import time.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import ctranslate2
+from filelock import FileLock
+
+from translator.errors import ConfigError, ModelError
+from translator.model import DecodingOptions, ModelDescription
+from translator.registry import ModelFolder
+from translator.vocabulary import EOS, Vocabulary
+
+_CONVERT = """
+import sys, warnings
+warnings.filterwarnings("ignore")
+from transformers.utils import logging
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+from ctranslate2.converters import TransformersConverter
+TransformersConverter(sys.argv[1]).convert(sys.argv[2], quantization=sys.argv[3], force=True)
+"""
+
+
+def convert(folder: ModelFolder, quantization: str, cache_dir: Path) -> Path:
+    """CTranslate2 form of a MarianMT folder, converted if it is not yet in the cache.
+
+    Processes that start together wait for one of them (file lock); the result appears whole or not at all
+    (rename). The name holds the revision and CTranslate2's version, so a new one never reads an old form.
+
+    Args:
+        quantization: type of the stored weights: int8, float16, float32 ...
+
+    Raises:
+        ModelError: the conversion failed; the message ends with the converter's own last line.
+    """
+    name = f"{folder.pair}-{folder.revision[:16]}-{quantization}-{version('ctranslate2')}"
+    target = cache_dir / "ct2" / folder.name.replace("/", "--") / name
+    if (target / "model.bin").exists():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(str(target) + ".lock"):
+            if (target / "model.bin").exists():
+                return target
+            work = Path(tempfile.mkdtemp(prefix=name + ".", dir=target.parent))
+            try:
+                done = subprocess.run(
+                    [sys.executable, "-c", _CONVERT, str(folder.path), str(work / "model"), quantization],
+                    capture_output=True,
+                    text=True,
+                    env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
+                )
+                if done.returncode:
+                    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                    raise ModelError(f"cannot convert {folder.path} for CTranslate2: {last}")
+                os.replace(work / "model", target)
+            finally:
+                shutil.rmtree(work, ignore_errors=True)
+    except OSError as error:
+        raise ModelError(f"cannot write the converted model to {target}: {error}; see cache_dir") from error
+    return target
+
+
+class Ct2Model:
+    """One direction on CTranslate2. ``generate`` may run on ``workers`` threads at a time.
+
+    Args:
+        workers: batches translated in parallel; they share one copy of the weights.
+        intra_threads: threads of one batch.
+    """
+
+    def __init__(
+        self,
+        folder: ModelFolder,
+        device: str,
+        compute_type: str,
+        workers: int,
+        intra_threads: int,
+        cache_dir: Path,
+    ) -> None:
+        supported = ctranslate2.get_supported_compute_types(device)
+        if compute_type == "auto":
+            preferred = ("int8",) if device == "cpu" else ("float16", "int8_float16")
+            compute_type = next((t for t in preferred if t in supported), "float32")
+        if compute_type not in supported:
+            raise ConfigError(
+                f"compute_type: {compute_type!r} does not run on this {device}; "
+                f"choose one of {', '.join(sorted(supported))}"
+            )
+        stored = "int8" if compute_type.startswith("int8") else compute_type
+        converted = convert(folder, stored, cache_dir)
+        self._vocabulary = Vocabulary(folder.path, folder.target_prefix)
+        try:
+            self._translator = ctranslate2.Translator(
+                str(converted),
+                device=device,
+                compute_type=compute_type,
+                inter_threads=workers,
+                intra_threads=intra_threads,
+            )
+        except (RuntimeError, ValueError) as error:
+            raise ModelError(f"cannot load {converted}: {error}") from error
+        self._target_ids = {piece: i for i, piece in enumerate(self._vocabulary.target_pieces)}
+        self._description = ModelDescription(
+            name=folder.name,
+            pair=folder.pair,
+            revision=folder.revision,
+            license=folder.license,
+            engine="ct2",
+            device=device,
+            compute_type=self._translator.compute_type,
+            placeholders=folder.placeholders,
+        )
+        self._max_tokens = folder.max_tokens
+        self.encode = self._vocabulary.encode
+        self.decode = self._vocabulary.decode
+
+    @property
+    def description(self) -> ModelDescription:
+        return self._description
+
+    @property
+    def max_tokens(self) -> int:
+        return self._max_tokens
+
+    def generate(self, batch: Sequence[Sequence[int]], options: DecodingOptions) -> list[list[int]]:
+        pieces = self._vocabulary.source_pieces
+        longest = max(len(ids) for ids in batch)
+        results = self._translator.translate_batch(
+            [[pieces[i] for i in ids] for ids in batch],
+            beam_size=options.beam_size,
+            length_penalty=options.length_penalty,
+            no_repeat_ngram_size=options.no_repeat_ngram_size,
+            max_input_length=0,
+            max_decoding_length=options.max_target_tokens(longest, self._max_tokens - 1),
+            disable_unk=True,
+        )
+        ids_of = self._target_ids
+        return [[ids_of[t] for t in result.hypotheses[0] if t != EOS] for result in results]
+
+    def close(self) -> None:
+        self._translator.unload_model()

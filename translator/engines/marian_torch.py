@@ -1,0 +1,119 @@
+"""MarianMT on transformers: CPU and CUDA, bfloat16 or float16 where the hardware has it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+
+import torch
+from transformers import MarianMTModel
+from transformers.utils import logging as transformers_logging
+
+from translator.errors import ConfigError, ModelError
+from translator.model import DecodingOptions, ModelDescription
+from translator.registry import ModelFolder
+from translator.vocabulary import Vocabulary
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _best_compute_type(device: str) -> str:
+    """bfloat16 where the chip multiplies it natively; emulated, it is many times slower than float32."""
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability()[0] >= 8 else "float16"
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="ignore")
+    except OSError:
+        return "float32"
+    return "bfloat16" if " amx_bf16" in flags or " avx512_bf16" in flags else "float32"
+
+
+class TorchModel:
+    """One direction on transformers. One batch at a time: ``generate`` holds a lock.
+
+    Args:
+        intra_threads: threads of one batch on CPU. torch keeps one such number for the process.
+    """
+
+    def __init__(self, folder: ModelFolder, device: str, compute_type: str, intra_threads: int) -> None:
+        if compute_type == "auto":
+            compute_type = _best_compute_type(device)
+        if compute_type not in _DTYPES:
+            raise ConfigError(
+                f"compute_type: the torch engine has {', '.join(_DTYPES)}, not {compute_type!r}"
+            )
+        transformers_logging.set_verbosity_error()
+        transformers_logging.disable_progress_bar()
+        if device == "cpu":
+            torch.set_num_threads(intra_threads)
+        try:
+            # Eager attention beats the fused kernels at comment lengths on CPU.
+            loaded = MarianMTModel.from_pretrained(
+                str(folder.path),
+                dtype=_DTYPES[compute_type],
+                attn_implementation="eager" if device == "cpu" else "sdpa",
+                local_files_only=True,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"cannot load {folder.path}: {error}") from error
+        self._model = loaded.to(device).eval()  # type: ignore[arg-type]
+        self._device = torch.device(device)
+        self._lock = Lock()
+        self._vocabulary = Vocabulary(folder.path, folder.target_prefix)
+        config = self._model.config
+        self._start, self._eos, self._pad = (
+            config.decoder_start_token_id,
+            config.eos_token_id,
+            config.pad_token_id,
+        )
+        self._max_tokens = folder.max_tokens
+        self._description = ModelDescription(
+            name=folder.name,
+            pair=folder.pair,
+            revision=folder.revision,
+            license=folder.license,
+            engine="torch",
+            device=device,
+            compute_type=compute_type,
+            placeholders=folder.placeholders,
+        )
+        self.encode = self._vocabulary.encode
+        self.decode = self._vocabulary.decode
+
+    @property
+    def description(self) -> ModelDescription:
+        return self._description
+
+    @property
+    def max_tokens(self) -> int:
+        return self._max_tokens
+
+    def generate(self, batch: Sequence[Sequence[int]], options: DecodingOptions) -> list[list[int]]:
+        longest = max(len(ids) for ids in batch)
+        input_ids = torch.full((len(batch), longest), self._pad, dtype=torch.long)
+        for row, ids in zip(input_ids, batch, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        with self._lock, torch.inference_mode():
+            input_ids = input_ids.to(self._device)
+            output = self._model.generate(
+                input_ids=input_ids,
+                attention_mask=(input_ids != self._pad).long(),
+                num_beams=options.beam_size,
+                do_sample=False,
+                length_penalty=options.length_penalty,
+                no_repeat_ngram_size=options.no_repeat_ngram_size,
+                max_length=None,
+                max_new_tokens=options.max_target_tokens(longest, self._max_tokens - 1),
+            ).tolist()
+        translations = []
+        for row in output:
+            row = row[1:]  # the decoder's start token
+            if self._eos in row:
+                row = row[: row.index(self._eos)]
+            translations.append([i for i in row if i != self._pad])
+        return translations
+
+    def close(self) -> None:
+        with self._lock:
+            self._model = None

@@ -1,0 +1,664 @@
+"""The way of a comment from text to translation. The only module that knows all of it.
+
+normalise -> detect -> skip? -> segment (mask, split) -> per sentence: cache, or one computation shared by all who ask
+(encode -> batcher -> guard, once more with safer decoding) -> restore what was masked -> join.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import StrEnum
+from time import monotonic
+
+from translator import engines, glossary, guard, language, registry, text
+from translator.batcher import Batcher, Lane, Output, Request
+from translator.cache import Entry, Flight, Key, TranslationCache
+from translator.config import Settings
+from translator.errors import (
+    DeadlineExceeded,
+    InferenceError,
+    InvalidRequest,
+    ModelError,
+    Overloaded,
+    TranslateError,
+    Unavailable,
+    UnfitOutput,
+    UnsupportedLanguage,
+)
+from translator.glossary import Term
+from translator.language import EN, UND, ZH_HANS, ZH_HANT
+from translator.model import DecodingOptions, Model
+from translator.observer import Observer
+
+log = logging.getLogger(__name__)
+
+# Second try after an unfit output: a wider search that may not repeat itself, on a shorter leash.
+SAFER = {"no_repeat_ngram_size": 3, "max_length_factor": 2.0, "max_length_offset": 8}
+SAFER_BEAM = 4
+
+WARM_UP = {"zh-en": "今天天气真好，我们去公园吧。", "en-zh": "The weather is lovely, let's go to the park."}
+
+
+class SkipReason(StrEnum):
+    """Why a comment came back as it was."""
+
+    ALREADY_TARGET_LANGUAGE = "already_target_language"
+    NO_LINGUISTIC_CONTENT = "no_linguistic_content"
+    UNSUPPORTED_LANGUAGE = "unsupported_language"
+
+
+class CachePolicy(StrEnum):
+    """How a request uses the cache: read and write, neither, or write only."""
+
+    USE = "use"
+    BYPASS = "bypass"
+    REFRESH = "refresh"
+
+
+@dataclass(frozen=True, slots=True)
+class Translation:
+    """What became of one comment.
+
+    Args:
+        text: the translation; the source text itself when ``skip`` or ``error`` is set.
+        detected_language: canonical code, ``und`` when nothing could be said.
+        confidence: 0 to 1; 1 when the caller named the language.
+        model: e.g. ``embedded/zh-en``; empty when none was used.
+        cache_hit: nothing of it needed the model.
+        skip: why there was nothing to translate.
+        error: what failed for this comment alone.
+        applied_terms: the caller's glossary terms found in it, in order.
+    """
+
+    text: str
+    detected_language: str
+    confidence: float
+    model: str = ""
+    cache_hit: bool = False
+    skip: SkipReason | None = None
+    error: TranslateError | None = None
+    applied_terms: tuple[Term, ...] = ()
+
+
+@dataclass(slots=True)
+class Result:
+    """Translations in the order of the texts, and what they cost."""
+
+    translations: list[Translation] = field(default_factory=list)
+    source_tokens: int = 0
+    target_tokens: int = 0
+    queue_seconds: float = 0.0
+    inference_seconds: float = 0.0
+
+    def add_cost(self, output: Output) -> None:
+        self.source_tokens += output.source_tokens
+        self.target_tokens += output.target_tokens
+        self.queue_seconds = max(self.queue_seconds, output.queue_seconds)
+        self.inference_seconds = max(self.inference_seconds, output.inference_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One ``translate`` call, its arguments checked and canonical."""
+
+    source: str
+    target: str
+    family: str
+    terms: tuple[Term, ...]
+    lane: Lane
+    cache: CachePolicy
+    deadline: float | None
+
+
+@dataclass(slots=True)
+class _Comment:
+    """One comment under way. ``keys`` runs beside ``parts``; literal parts have none."""
+
+    content: str
+    source: str
+    confidence: float
+    hant: bool
+    model: Model | None
+    parts: list[text.Part]
+    keys: list[Key | None] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Outcomes:
+    """What is known of the sentences of one call, and which of them needed the model."""
+
+    entries: dict[Key, Entry | TranslateError] = field(default_factory=dict)
+    computed: set[Key] = field(default_factory=set)
+
+
+class Translator:
+    """The library's front. Use from one event loop; ``start`` before and ``close`` after.
+
+    Args:
+        settings: see ``translator.config``.
+        models: loaded models by (family, pair), for tests; by default ``start`` loads what ``settings`` name.
+        observer: told of the work, for metrics.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        models: dict[tuple[str, str], Model] | None = None,
+        observer: Observer | None = None,
+    ) -> None:
+        self.settings = settings
+        self._observer = observer or Observer()
+        self._models = models or {}
+        self._injected = models is not None
+        self._default_family = next(iter(self._models), ("", ""))[0]
+        self._options = DecodingOptions(beam_size=settings.beam_size, length_penalty=settings.length_penalty)
+        self._safer = DecodingOptions(
+            beam_size=max(SAFER_BEAM, settings.beam_size), length_penalty=settings.length_penalty, **SAFER
+        )
+        self.cache = TranslationCache(settings.cache_bytes, settings.cache_ttl_seconds)
+        self._batcher: Batcher | None = None
+        self._ready = False
+
+    # Life
+
+    async def start(self) -> None:
+        """Load the models, start the workers, translate one sentence with each model.
+
+        Raises:
+            ModelError, ConfigError: a model cannot be loaded, or its first translation fails.
+        """
+        settings = self.settings
+        loop = asyncio.get_running_loop()
+        if self._injected:
+            workers = settings.workers or 1
+        else:
+            wanted = registry.sources(settings.model)
+            self._default_family = wanted[0].name
+            _, _, workers, _ = engines.resolve(settings)
+            with ThreadPoolExecutor(len(wanted), thread_name_prefix="load") as pool:
+                started = monotonic()
+                loaded = await asyncio.gather(
+                    *(loop.run_in_executor(pool, self._load, source) for source in wanted)
+                )
+            for source, model in zip(wanted, loaded, strict=True):
+                self._models[source.name, source.pair] = model
+                self._observer.on_model_loaded(f"{source.name}/{source.pair}", monotonic() - started)
+        self._batcher = Batcher(
+            workers,
+            settings.max_batch_tokens,
+            settings.max_queue_tokens,
+            settings.batch_lane_max_wait_seconds,
+            self._observer,
+        )
+        self._batcher.start()
+        try:
+            await asyncio.gather(*(self._warm_up(model) for model in self._models.values()))
+        except BaseException:
+            await self.close(drain=False)
+            raise
+        self._ready = True
+
+    def _load(self, source: registry.ModelSource) -> Model:
+        return engines.load(registry.locate(source, self.settings.cache_dir), self.settings)
+
+    async def _warm_up(self, model: Model) -> None:
+        description = model.description
+        assert self._batcher is not None
+        try:
+            requests = self._batcher.submit(
+                model, self._options, model.encode([WARM_UP[description.pair]])
+            )
+            output = await requests[0].future
+        except InferenceError as error:
+            raise ModelError(f"{description.id}: the first translation failed: {error.__cause__}") from error
+        if not output.text:
+            raise ModelError(f"{description.id}: the first translation is empty; is it a model of this pair?")
+
+    async def close(self, drain: bool = True) -> None:
+        """Stop; with ``drain`` work in the queue is finished first. Idempotent."""
+        self._ready = False
+        if self._batcher is not None:
+            await self._batcher.close(drain)
+        for model in self._models.values():
+            model.close()
+
+    @property
+    def ready(self) -> bool:
+        """Models are loaded and the workers do not keep failing."""
+        return self._ready and self._batcher is not None and self._batcher.healthy
+
+    @property
+    def batcher(self) -> Batcher:
+        """The batcher.
+
+        Raises:
+            Unavailable: not started.
+        """
+        if self._batcher is None:
+            raise Unavailable("the models are loading")
+        return self._batcher
+
+    @property
+    def models(self) -> dict[tuple[str, str], Model]:
+        """Loaded models by (family, pair)."""
+        return self._models
+
+    @property
+    def default_model(self) -> str:
+        """Family used when a request names none."""
+        return self._default_family
+
+    # Calls
+
+    def check(
+        self,
+        contents: Sequence[str],
+        *,
+        target: str,
+        source: str = "",
+        model: str = "",
+        terms: Sequence[Term] = (),
+        lane: Lane = Lane.INTERACTIVE,
+        cache: CachePolicy = CachePolicy.USE,
+        timeout: float | None = None,
+    ) -> Call:
+        """Check the arguments of ``translate`` (see there) against the limits.
+
+        Raises:
+            InvalidRequest: names the field, what is wrong and the limit.
+        """
+        limits = self.settings
+        if not contents:
+            raise InvalidRequest("contents", "is empty; give at least one text", "EMPTY_CONTENTS")
+        self._check_size(contents)
+        if not target.strip():
+            raise InvalidRequest("target_language_code", "is required", "TARGET_LANGUAGE_MISSING")
+        target_code = language.canonical(target, "target_language_code")
+        if not target_code:
+            raise UnsupportedLanguage(target, "target_language_code")
+        source_code = language.canonical(source, "source_language_code")
+        family = model or self._default_family
+        if family not in {name for name, _ in self._models}:
+            known = ", ".join(sorted({name for name, _ in self._models}))
+            raise InvalidRequest("model", f"{model!r} is not loaded here; this server has: {known}", "UNKNOWN_MODEL")
+        if source_code:
+            self._model(family, source_code, target_code)
+        if len(terms) > limits.max_glossary_terms:
+            raise InvalidRequest(
+                "glossary_terms",
+                f"has {len(terms)} terms; the limit is {limits.max_glossary_terms}",
+                "TOO_MANY_GLOSSARY_TERMS",
+            )
+        for i, term in enumerate(terms):
+            for side, value in (("source", term.source), ("target", term.target)):
+                if not value.strip() or len(value) > glossary.MAX_TERM_CODEPOINTS:
+                    raise InvalidRequest(
+                        f"glossary_terms[{i}].{side}",
+                        f"has {len(value)} code points; it must have 1 to {glossary.MAX_TERM_CODEPOINTS}, not all blank",
+                        "INVALID_GLOSSARY_TERM",
+                    )
+        if timeout is not None and timeout <= 0:
+            raise DeadlineExceeded("the deadline had passed when the call arrived")
+        deadline = None if timeout is None else monotonic() + timeout
+        return Call(source_code, target_code, family, tuple(terms), lane, cache, deadline)
+
+    def _check_size(self, contents: Sequence[str]) -> None:
+        limits = self.settings
+        if len(contents) > limits.max_contents:
+            raise InvalidRequest(
+                "contents", f"has {len(contents)} texts; the limit is {limits.max_contents}", "TOO_MANY_CONTENTS"
+            )
+        total = sum(map(len, contents))
+        if total > limits.max_request_codepoints:
+            raise InvalidRequest(
+                "contents",
+                f"has {total} code points in all; the limit is {limits.max_request_codepoints}",
+                "REQUEST_TOO_LONG",
+            )
+
+    async def translate(
+        self,
+        contents: Sequence[str],
+        *,
+        target: str,
+        source: str = "",
+        model: str = "",
+        terms: Sequence[Term] = (),
+        lane: Lane = Lane.INTERACTIVE,
+        cache: CachePolicy = CachePolicy.USE,
+        timeout: float | None = None,
+    ) -> Result:
+        """Translate comments.
+
+        Args:
+            contents: the comments.
+            target, source: language codes (see ``language.canonical``); an empty source is detected per comment.
+            model: family; empty for the default.
+            terms: glossary terms that the caller prescribes.
+            lane: the batch lane waits where the interactive one is turned away.
+            timeout: seconds.
+
+        Returns:
+            One translation per comment, in order. A comment that fails does not fail the others.
+
+        Raises:
+            InvalidRequest: see ``check``.
+            Overloaded: the queue is full (interactive lane).
+            DeadlineExceeded: ``timeout`` passed.
+            Unavailable: not started, or shutting down.
+        """
+        call = self.check(
+            contents,
+            target=target,
+            source=source,
+            model=model,
+            terms=terms,
+            lane=lane,
+            cache=cache,
+            timeout=timeout,
+        )
+        if timeout is None:
+            return await self._translate(contents, call)
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._translate(contents, call)
+        except TimeoutError:
+            raise DeadlineExceeded(f"the deadline of {timeout:.3g} s passed") from None
+
+    def detect(self, contents: Sequence[str]) -> list[language.Detection]:
+        """Language of each text.
+
+        Raises:
+            InvalidRequest: a limit is passed.
+        """
+        if not contents:
+            raise InvalidRequest("contents", "is empty; give at least one text", "EMPTY_CONTENTS")
+        self._check_size(contents)
+        return [language.detect(text.normalise(content)) for content in contents]
+
+    # The route
+
+    async def _translate(self, contents: Sequence[str], call: Call) -> Result:
+        result = Result()
+        prepared: list[_Comment | Translation] = []
+        for i, content in enumerate(contents):
+            try:
+                prepared.append(self._prepare(i, content, call))
+            except Exception:
+                log.exception("a bug while a comment was prepared")
+                error = InferenceError("this comment could not be translated")
+                prepared.append(Translation(content, call.source or UND, 0.0, error=error))
+            if i % 32 == 31:  # a long list must not hold up everybody else's event loop
+                await asyncio.sleep(0)
+        comments = [item for item in prepared if isinstance(item, _Comment)]
+        outcomes = _Outcomes()
+        await self._solve(comments, call, outcomes, result)
+        # Where the model lost a placeholder, translate around the span instead: that cannot lose it.
+        if again := [comment for comment in comments if self._resplit(comment, call, outcomes)]:
+            await self._solve(again, call, outcomes, result)
+        for item in prepared:
+            translation = self._finish(item, call, outcomes) if isinstance(item, _Comment) else item
+            result.translations.append(translation)
+            self._observe(translation, call)
+        return result
+
+    def _prepare(self, index: int, content: str, call: Call) -> _Comment | Translation:
+        """Everything before the model. A comment that needs none comes back as its translation."""
+        limit = self.settings.max_content_codepoints
+        if len(content) > limit:
+            error = InvalidRequest(
+                f"contents[{index}]", f"has {len(content)} code points; the limit is {limit}", "CONTENT_TOO_LONG"
+            )
+            return Translation(content, call.source or UND, 0.0, error=error)
+        normalised = text.normalise(content)
+        if not text.has_linguistic_content(normalised):
+            return Translation(content, call.source or UND, 0.0, skip=SkipReason.NO_LINGUISTIC_CONTENT)
+        found = language.detect(normalised)
+        source, confidence = (call.source, 1.0) if call.source else (found.language, found.confidence)
+        if source == UND:
+            return Translation(content, UND, confidence, skip=SkipReason.NO_LINGUISTIC_CONTENT)
+        if source not in (ZH_HANS, ZH_HANT, EN):
+            return Translation(content, source, confidence, skip=SkipReason.UNSUPPORTED_LANGUAGE)
+        # A caller who names the source may still send a comment that is in the target language.
+        mistaken = call.source and call.source[:2] != call.target[:2] and found.language[:2] == call.target[:2]
+        if source == call.target or mistaken:
+            return Translation(content, source, confidence, skip=SkipReason.ALREADY_TARGET_LANGUAGE)
+        try:
+            model = self._model(call.family, source, call.target)
+        except InvalidRequest as error:
+            return Translation(content, source, confidence, error=error)
+        parts = text.segment(
+            normalised,
+            source,
+            call.target,
+            placeholders=model.description.placeholders if model else text.PLACEHOLDERS,
+            terms=call.terms,
+            slang=self.settings.slang and model is not None,
+        )
+        if not any(isinstance(part, text.Sentence) for part in parts):
+            return Translation(content, source, confidence, skip=SkipReason.ALREADY_TARGET_LANGUAGE)
+        hant = ZH_HANT in (source, found.language)
+        comment = _Comment(content, source, confidence, hant, model, parts)
+        self._set_keys(comment)
+        return comment
+
+    def _set_keys(self, comment: _Comment) -> None:
+        if comment.model is None:
+            return
+        model_id = comment.model.description.id
+        comment.keys = [
+            Key(model_id, self._options, self._model_text(comment, part)) if isinstance(part, text.Sentence) else None
+            for part in comment.parts
+        ]
+
+    @staticmethod
+    def _model_text(comment: _Comment, sentence: text.Sentence) -> str:
+        """The models read Simplified script only."""
+        return language.convert_script(sentence.text, ZH_HANS) if comment.hant else sentence.text
+
+    async def _solve(self, comments: Sequence[_Comment], call: Call, outcomes: _Outcomes, result: Result) -> None:
+        """Find the translation of every sentence: in the cache, in flight, or from the model."""
+        flights: dict[Key, Flight] = {}
+        missing: dict[Key, _Comment] = {}
+        try:
+            for comment in comments:
+                for key in filter(None, comment.keys):
+                    if key in outcomes.entries or key in flights or key in missing:
+                        continue
+                    if call.cache is CachePolicy.USE and (entry := self.cache.get(key)):
+                        outcomes.entries[key] = entry
+                    elif call.cache is not CachePolicy.BYPASS and (flight := self.cache.join(key)):
+                        self._hurry(flight, call)
+                        flights[key] = flight
+                    else:
+                        missing[key] = comment
+            if missing:
+                await self._launch(missing, call, flights, result)
+            for key, flight in flights.items():
+                outcomes.computed.add(key)
+                try:
+                    outcomes.entries[key] = await flight.wait()
+                except (DeadlineExceeded, Unavailable):
+                    raise
+                except TranslateError as error:
+                    outcomes.entries[key] = error
+                except Exception:
+                    log.exception("a bug while a sentence was translated")
+                    outcomes.entries[key] = InferenceError("this comment could not be translated")
+        finally:
+            for flight in flights.values():
+                flight.leave()
+
+    def _hurry(self, flight: Flight, call: Call) -> None:
+        """Somebody else asked first: the work now has to suit this caller too."""
+        flight.extend(call.deadline)
+        if call.lane is Lane.INTERACTIVE:
+            for request in flight.requests:
+                self.batcher.promote(request)
+
+    async def _launch(
+        self, missing: dict[Key, _Comment], call: Call, flights: dict[Key, Flight], result: Result
+    ) -> None:
+        """Encode and queue sentences; adds their flights to ``flights``. All are queued or, interactive, none."""
+        keys = list(missing)
+        comment = missing[keys[0]]
+        model = comment.model
+        assert model is not None  # keys exist only where a model does; one call has one direction, so one model
+        encoded: list[list[list[int]]] = []
+        for start in range(0, len(keys), 64):
+            if start:
+                await asyncio.sleep(0)
+            for ids in model.encode([key.sentence for key in keys[start : start + 64]]):
+                encoded.append(list(_chunks(ids, model.max_tokens)))
+        # The batch lane goes in small steps, so that it can start before all of it fits.
+        step = len(keys) if call.lane is Lane.INTERACTIVE else 64
+        for start in range(0, len(keys), step):
+            chunk = encoded[start : start + step]
+            flat = [ids for sentence in chunk for ids in sentence]
+            requests = await self._submit(model, flat, call)
+            for key, sentence in zip(keys[start : start + step], chunk, strict=True):
+                own, requests = requests[: len(sentence)], requests[len(sentence) :]
+                job = self._compute(key, model, own, call, result)
+                flights[key] = self.cache.launch(key, job, own, shared=call.cache is not CachePolicy.BYPASS)
+
+    async def _submit(self, model: Model, batch: list[list[int]], call: Call) -> list[Request]:
+        batcher = self.batcher
+        cost = sum(map(len, batch))
+        while True:
+            if call.lane is Lane.BATCH:
+                await batcher.wait_for_room(cost, call.lane)
+            try:
+                return batcher.submit(model, self._options, batch, call.lane, call.deadline)
+            except Overloaded:
+                if call.lane is not Lane.BATCH:
+                    raise
+
+    async def _compute(
+        self, key: Key, model: Model, requests: list[Request], call: Call, result: Result
+    ) -> Entry:
+        """Await the model, judge its output, try once more if it is unfit, store what came of it."""
+        pair = model.description.pair
+        source, target = pair.split("-")
+        separator = "" if target == "zh" else " "
+        outputs = [await request.future for request in requests]
+        for output in outputs:
+            result.add_cost(output)
+        entry = Entry(separator.join(output.text for output in outputs))
+        if self.settings.guard and (problem := guard.check(key.sentence, entry.text, source, target)):
+            batch = [request.tokens for request in requests]
+            lane, deadline = requests[0].lane, requests[0].deadline
+            try:
+                requests[:] = self.batcher.submit(model, self._safer, batch, lane, deadline)
+            except Overloaded:
+                return Entry(entry.text, problem)  # not stored: there was no second try
+            outputs = [await request.future for request in requests]
+            for output in outputs:
+                result.add_cost(output)
+            second = separator.join(output.text for output in outputs)
+            entry = Entry(second, guard.check(key.sentence, second, source, target))
+            self._observer.on_unfit(pair, problem, entry.problem is None)
+        if call.cache is not CachePolicy.BYPASS:
+            self.cache.put(key, entry)
+        return entry
+
+    def _resplit(self, comment: _Comment, call: Call, outcomes: _Outcomes) -> bool:
+        """Replace sentences whose placeholders did not survive by their pieces; tells whether there were any."""
+        parts: list[text.Part] = []
+        lost = False
+        for part, key in zip(comment.parts, comment.keys, strict=False):
+            entry = outcomes.entries.get(key) if key else None
+            if (
+                isinstance(part, text.Sentence)
+                and part.spans
+                and isinstance(entry, Entry)
+                and (entry.problem or part.restore(entry.text) is None)
+            ):
+                parts += part.split()
+                lost = True
+            else:
+                parts.append(part)
+        if not lost:
+            return False
+        comment.parts = parts
+        self._set_keys(comment)
+        return True
+
+    def _finish(self, comment: _Comment, call: Call, outcomes: _Outcomes) -> Translation:
+        """Put the parts together; a sentence that failed stays as it was."""
+        parts: list[str] = []
+        failures: list[TranslateError] = []
+        for i, part in enumerate(comment.parts):
+            if isinstance(part, str):
+                parts.append(part)
+                continue
+            key = comment.keys[i] if comment.keys else None
+            entry = outcomes.entries[key] if key else Entry(language.convert_script(part.text, call.target))
+            original = part.restore(part.text)
+            restored: str | None = None
+            if isinstance(entry, TranslateError):
+                failures.append(entry)
+            elif entry.problem:
+                failures.append(UnfitOutput(entry.problem))
+            else:
+                translated = entry.text
+                if key and call.target == ZH_HANT:
+                    translated = language.convert_script(translated, ZH_HANT)
+                restored = part.restore(translated)
+                if restored is None:
+                    failures.append(UnfitOutput("placeholder"))
+            parts.append(original or part.text if restored is None else restored)
+        description = comment.model.description if comment.model else None
+        terms = [
+            Term(span.source, span.target)
+            for part in comment.parts
+            if isinstance(part, text.Sentence)
+            for span in part.spans
+            if span.kind == "term"
+        ]
+        untranslated = len(failures) == sum(isinstance(part, text.Sentence) for part in comment.parts)
+        return Translation(
+            comment.content if untranslated else text.join(parts, comment.source, call.target),
+            comment.source,
+            comment.confidence,
+            model=f"{description.name}/{description.pair}" if description else "",
+            cache_hit=bool(comment.keys) and outcomes.computed.isdisjoint(filter(None, comment.keys)),
+            error=failures[0] if failures else None,
+            applied_terms=tuple(terms),
+        )
+
+    def _observe(self, translation: Translation, call: Call) -> None:
+        if translation.error:
+            outcome = "failed"
+        elif translation.skip:
+            outcome = translation.skip.value
+        else:
+            outcome = "cached" if translation.cache_hit else "translated"
+        self._observer.on_comment(f"{translation.detected_language[:2]}-{call.target[:2]}", outcome)
+
+    def _model(self, family: str, source: str, target: str) -> Model | None:
+        """The model of a direction; None when a change of script is all there is to do."""
+        base_source, base_target = source[:2], target[:2]
+        if base_source == base_target:
+            return None
+        model = self._models.get((family, f"{base_source}-{base_target}"))
+        if model is None:
+            raise InvalidRequest(
+                "target_language_code",
+                f"model {family!r} does not translate from {source} to {target} here",
+                "UNSUPPORTED_PAIR",
+            )
+        return model
+
+
+def _chunks(ids: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """A sentence's ids (end-of-sentence last) in pieces that fit the model; nearly always one."""
+    if len(ids) <= limit:
+        yield list(ids)
+        return
+    body, end = ids[:-1], ids[-1]
+    for start in range(0, len(body), limit - 1):
+        yield [*body[start : start + limit - 1], end]
