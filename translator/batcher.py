@@ -331,9 +331,7 @@ class Batcher:
                 if head is not None and (best is None or head.enqueued < best.enqueued):
                     oldest[lane] = head
         interactive, batch_lane = oldest
-        if batch_lane is not None and (
-            interactive is None or now - batch_lane.enqueued > self._batch_lane_max_wait
-        ):
+        if batch_lane is not None and (interactive is None or now - batch_lane.enqueued > self._batch_lane_max_wait):
             return batch_lane
         return interactive
 
@@ -439,9 +437,7 @@ class Batcher:
             self._on_health(self.healthy)
 
 
-def _infer(
-    model: Model, options: DecodingOptions, batch: Sequence[Sequence[int]]
-) -> list[tuple[str, int]]:
+def _infer(model: Model, options: DecodingOptions, batch: Sequence[Sequence[int]]) -> list[tuple[str, int]]:
     """Runs on a worker thread. Text and number of target tokens of each sentence."""
     ids = model.generate(batch, options)
     texts = model.decode(ids)

@@ -76,11 +76,12 @@ class Settings(BaseSettings):
         description="Precision. ct2: int8, float32, float16, int8_float16 ...; torch: float32, bfloat16, float16.",
     )
     workers: int = Field(
-        0, ge=0, le=64, description="Batches in the model at a time; 0: one per core with ct2 on CPU, else one."
+        0,
+        ge=0,
+        le=64,
+        description="Batches in the model at a time; 0: one per core with ct2 on CPU, else one.",
     )
-    intra_threads: int = Field(
-        0, ge=0, description="Threads of one batch; 0: the cores divided among the workers."
-    )
+    intra_threads: int = Field(0, ge=0, description="Threads of one batch; 0: the cores divided among the workers.")
     cache_dir: Path = Field(
         default_factory=_default_cache_dir, description="Folder for converted and downloaded models."
     )
@@ -94,9 +95,7 @@ class Settings(BaseSettings):
     slang: bool = Field(True, description="Use the lexicon of internet slang.")
 
     # Batching
-    max_batch_tokens: int = Field(
-        2048, ge=16, description="Padded source tokens of one batch (longest x count)."
-    )
+    max_batch_tokens: int = Field(2048, ge=16, description="Padded source tokens of one batch (longest x count).")
     max_queue_tokens: int = Field(
         65_536, ge=16, description="Source tokens that may wait; past it calls get RESOURCE_EXHAUSTED."
     )

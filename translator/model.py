@@ -60,9 +60,7 @@ class ModelDescription:
     @property
     def id(self) -> str:
         """Everything that may change an output, in one string."""
-        return "/".join(
-            (self.name, self.pair, self.revision, self.engine, self.device, self.compute_type)
-        )
+        return "/".join((self.name, self.pair, self.revision, self.engine, self.device, self.compute_type))
 
 
 class Model(Protocol):

@@ -31,7 +31,7 @@ class Observer:
     def on_batch_failure(self, pair: str, size: int) -> None:
         """The engine failed on a batch of ``size`` sentences."""
 
-    def on_comment(self, pair: str, outcome: str) -> None:
+    def on_comment(self, direction: str, outcome: str) -> None:
         """A comment was answered: translated, cached, failed, or the reason why it was skipped."""
 
     def on_unfit(self, pair: str, problem: str, recovered: bool) -> None:

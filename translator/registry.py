@@ -144,7 +144,7 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def pull(source: ModelSource, cache_dir: Path, *, quiet: bool = False) -> Path:
+def pull(source: ModelSource, cache_dir: Path) -> Path:
     """Fetch a Hub model at its revision, with a progress bar, and record the hashes of its files.
 
     Raises:
@@ -153,10 +153,7 @@ def pull(source: ModelSource, cache_dir: Path, *, quiet: bool = False) -> Path:
     if source.folder:
         return source.folder
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
 
-    if quiet:
-        disable_progress_bars()
     revision = source.revision or None
     try:
         listed = set(HfApi().list_repo_files(source.hub, revision=revision))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from time import monotonic
 
-from translator import engines, glossary, guard, language, registry, text
+from translator import engines, guard, language, registry, text
 from translator.batcher import Batcher, Lane, Output, Request
 from translator.cache import Entry, Flight, Key, TranslationCache
 from translator.config import Settings
@@ -37,8 +37,9 @@ from translator.observer import Observer
 log = logging.getLogger(__name__)
 
 # Second try after an unfit output: a wider search that may not repeat itself, on a shorter leash.
-SAFER = {"no_repeat_ngram_size": 3, "max_length_factor": 2.0, "max_length_offset": 8}
 SAFER_BEAM = 4
+
+MAX_TERM_CODEPOINTS = 100
 
 WARM_UP = {"zh-en": "今天天气真好，我们去公园吧。", "en-zh": "The weather is lovely, let's go to the park."}
 
@@ -119,6 +120,7 @@ class _Comment:
     """One comment under way. ``keys`` runs beside ``parts``; literal parts have none."""
 
     content: str
+    normalised: str
     source: str
     confidence: float
     hant: bool
@@ -157,7 +159,11 @@ class Translator:
         self._default_family = next(iter(self._models), ("", ""))[0]
         self._options = DecodingOptions(beam_size=settings.beam_size, length_penalty=settings.length_penalty)
         self._safer = DecodingOptions(
-            beam_size=max(SAFER_BEAM, settings.beam_size), length_penalty=settings.length_penalty, **SAFER
+            beam_size=max(SAFER_BEAM, settings.beam_size),
+            length_penalty=settings.length_penalty,
+            no_repeat_ngram_size=3,
+            max_length_factor=2.0,
+            max_length_offset=8,
         )
         self.cache = TranslationCache(settings.cache_bytes, settings.cache_ttl_seconds)
         self._batcher: Batcher | None = None
@@ -181,9 +187,7 @@ class Translator:
             _, _, workers, _ = engines.resolve(settings)
             with ThreadPoolExecutor(len(wanted), thread_name_prefix="load") as pool:
                 started = monotonic()
-                loaded = await asyncio.gather(
-                    *(loop.run_in_executor(pool, self._load, source) for source in wanted)
-                )
+                loaded = await asyncio.gather(*(loop.run_in_executor(pool, self._load, source) for source in wanted))
             for source, model in zip(wanted, loaded, strict=True):
                 self._models[source.name, source.pair] = model
                 self._observer.on_model_loaded(f"{source.name}/{source.pair}", monotonic() - started)
@@ -209,9 +213,7 @@ class Translator:
         description = model.description
         assert self._batcher is not None
         try:
-            requests = self._batcher.submit(
-                model, self._options, model.encode([WARM_UP[description.pair]])
-            )
+            requests = self._batcher.submit(model, self._options, model.encode([WARM_UP[description.pair]]))
             output = await requests[0].future
         except InferenceError as error:
             raise ModelError(f"{description.id}: the first translation failed: {error.__cause__}") from error
@@ -230,6 +232,11 @@ class Translator:
     def ready(self) -> bool:
         """Models are loaded and the workers do not keep failing."""
         return self._ready and self._batcher is not None and self._batcher.healthy
+
+    @property
+    def started(self) -> bool:
+        """The models are loaded; ``batcher`` may be asked."""
+        return self._batcher is not None
 
     @property
     def batcher(self) -> Batcher:
@@ -277,10 +284,10 @@ class Translator:
         self._check_size(contents)
         if not target.strip():
             raise InvalidRequest("target_language_code", "is required", "TARGET_LANGUAGE_MISSING")
-        target_code = language.canonical(target, "target_language_code")
+        target_code = _canonical(target, "target_language_code")
         if not target_code:
             raise UnsupportedLanguage(target, "target_language_code")
-        source_code = language.canonical(source, "source_language_code")
+        source_code = _canonical(source, "source_language_code")
         family = model or self._default_family
         if family not in {name for name, _ in self._models}:
             known = ", ".join(sorted({name for name, _ in self._models}))
@@ -295,10 +302,10 @@ class Translator:
             )
         for i, term in enumerate(terms):
             for side, value in (("source", term.source), ("target", term.target)):
-                if not value.strip() or len(value) > glossary.MAX_TERM_CODEPOINTS:
+                if not value.strip() or len(value) > MAX_TERM_CODEPOINTS:
                     raise InvalidRequest(
                         f"glossary_terms[{i}].{side}",
-                        f"has {len(value)} code points; it must have 1 to {glossary.MAX_TERM_CODEPOINTS}, not all blank",
+                        f"has {len(value)} code points; it must have 1 to {MAX_TERM_CODEPOINTS}, not all blank",
                         "INVALID_GLOSSARY_TERM",
                     )
         if timeout is not None and timeout <= 0:
@@ -310,7 +317,9 @@ class Translator:
         limits = self.settings
         if len(contents) > limits.max_contents:
             raise InvalidRequest(
-                "contents", f"has {len(contents)} texts; the limit is {limits.max_contents}", "TOO_MANY_CONTENTS"
+                "contents",
+                f"has {len(contents)} texts; the limit is {limits.max_contents}",
+                "TOO_MANY_CONTENTS",
             )
         total = sum(map(len, contents))
         if total > limits.max_request_codepoints:
@@ -411,7 +420,9 @@ class Translator:
         limit = self.settings.max_content_codepoints
         if len(content) > limit:
             error = InvalidRequest(
-                f"contents[{index}]", f"has {len(content)} code points; the limit is {limit}", "CONTENT_TOO_LONG"
+                f"contents[{index}]",
+                f"has {len(content)} code points; the limit is {limit}",
+                "CONTENT_TOO_LONG",
             )
             return Translation(content, call.source or UND, 0.0, error=error)
         normalised = text.normalise(content)
@@ -442,7 +453,7 @@ class Translator:
         if not any(isinstance(part, text.Sentence) for part in parts):
             return Translation(content, source, confidence, skip=SkipReason.ALREADY_TARGET_LANGUAGE)
         hant = ZH_HANT in (source, found.language)
-        comment = _Comment(content, source, confidence, hant, model, parts)
+        comment = _Comment(content, normalised, source, confidence, hant, model, parts)
         self._set_keys(comment)
         return comment
 
@@ -537,9 +548,7 @@ class Translator:
                 if call.lane is not Lane.BATCH:
                     raise
 
-    async def _compute(
-        self, key: Key, model: Model, requests: list[Request], call: Call, result: Result
-    ) -> Entry:
+    async def _compute(self, key: Key, model: Model, requests: list[Request], call: Call, result: Result) -> Entry:
         """Await the model, judge its output, try once more if it is unfit, store what came of it."""
         pair = model.description.pair
         source, target = pair.split("-")
@@ -597,7 +606,6 @@ class Translator:
                 continue
             key = comment.keys[i] if comment.keys else None
             entry = outcomes.entries[key] if key else Entry(language.convert_script(part.text, call.target))
-            original = part.restore(part.text)
             restored: str | None = None
             if isinstance(entry, TranslateError):
                 failures.append(entry)
@@ -610,15 +618,8 @@ class Translator:
                 restored = part.restore(translated)
                 if restored is None:
                     failures.append(UnfitOutput("placeholder"))
-            parts.append(original or part.text if restored is None else restored)
+            parts.append(part.original if restored is None else restored)
         description = comment.model.description if comment.model else None
-        terms = [
-            Term(span.source, span.target)
-            for part in comment.parts
-            if isinstance(part, text.Sentence)
-            for span in part.spans
-            if span.kind == "term"
-        ]
         untranslated = len(failures) == sum(isinstance(part, text.Sentence) for part in comment.parts)
         return Translation(
             comment.content if untranslated else text.join(parts, comment.source, call.target),
@@ -627,7 +628,7 @@ class Translator:
             model=f"{description.name}/{description.pair}" if description else "",
             cache_hit=bool(comment.keys) and outcomes.computed.isdisjoint(filter(None, comment.keys)),
             error=failures[0] if failures else None,
-            applied_terms=tuple(terms),
+            applied_terms=text.applied_terms(comment.normalised, call.terms) if call.terms else (),
         )
 
     def _observe(self, translation: Translation, call: Call) -> None:
@@ -652,6 +653,13 @@ class Translator:
                 "UNSUPPORTED_PAIR",
             )
         return model
+
+
+def _canonical(code: str, field: str) -> str:
+    try:
+        return language.canonical(code)
+    except UnsupportedLanguage as error:
+        raise UnsupportedLanguage(error.code, field) from None
 
 
 def _chunks(ids: Sequence[int], limit: int) -> Iterator[list[int]]:

@@ -74,6 +74,29 @@ def convert(folder: ModelFolder, quantization: str, cache_dir: Path) -> Path:
     return target
 
 
+def choose_compute_type(compute_type: str, device: str) -> str:
+    """Settle ``auto`` and check that the device has the type.
+
+    Raises:
+        ConfigError: it has not; the message lists those that it has.
+    """
+    supported = ctranslate2.get_supported_compute_types(device)
+    if compute_type == "auto":
+        preferred = ("int8",) if device == "cpu" else ("float16", "int8_float16")
+        return next((t for t in preferred if t in supported), "float32")
+    if compute_type not in supported:
+        raise ConfigError(
+            f"compute_type: {compute_type!r} does not run on this {device}; "
+            f"choose one of {', '.join(sorted(supported))}"
+        )
+    return compute_type
+
+
+def stored_type(compute_type: str) -> str:
+    """Type in which the converted weights are stored: all int8 variants compute from the same file."""
+    return "int8" if compute_type.startswith("int8") else compute_type
+
+
 class Ct2Model:
     """One direction on CTranslate2. ``generate`` may run on ``workers`` threads at a time.
 
@@ -91,17 +114,8 @@ class Ct2Model:
         intra_threads: int,
         cache_dir: Path,
     ) -> None:
-        supported = ctranslate2.get_supported_compute_types(device)
-        if compute_type == "auto":
-            preferred = ("int8",) if device == "cpu" else ("float16", "int8_float16")
-            compute_type = next((t for t in preferred if t in supported), "float32")
-        if compute_type not in supported:
-            raise ConfigError(
-                f"compute_type: {compute_type!r} does not run on this {device}; "
-                f"choose one of {', '.join(sorted(supported))}"
-            )
-        stored = "int8" if compute_type.startswith("int8") else compute_type
-        converted = convert(folder, stored, cache_dir)
+        compute_type = choose_compute_type(compute_type, device)
+        converted = convert(folder, stored_type(compute_type), cache_dir)
         self._vocabulary = Vocabulary(folder.path, folder.target_prefix)
         try:
             self._translator = ctranslate2.Translator(

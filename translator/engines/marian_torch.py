@@ -40,11 +40,9 @@ class TorchModel:
         if compute_type == "auto":
             compute_type = _best_compute_type(device)
         if compute_type not in _DTYPES:
-            raise ConfigError(
-                f"compute_type: the torch engine has {', '.join(_DTYPES)}, not {compute_type!r}"
-            )
-        transformers_logging.set_verbosity_error()
-        transformers_logging.disable_progress_bar()
+            raise ConfigError(f"compute_type: the torch engine has {', '.join(_DTYPES)}, not {compute_type!r}")
+        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         if device == "cpu":
             torch.set_num_threads(intra_threads)
         try:

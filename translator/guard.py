@@ -1,0 +1,99 @@
+"""Is a model's output fit to show? Cheap enough to run on every one."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import regex
+
+
+class Problem(StrEnum):
+    """What is wrong with an output."""
+
+    EMPTY = "empty"
+    REPETITION = "repetition"
+    COPIED = "copied"
+    WRONG_SCRIPT = "wrong_script"
+    LENGTH_RATIO = "length_ratio"
+    CONTROL_TOKEN = "control_token"
+    PLACEHOLDER = "placeholder"
+
+
+_CONTROL = regex.compile(r"</?s>|<pad>|<unk>|>>[A-Za-z_]{2,12}<<|[\u2047\u2581]")
+_PLACEHOLDER = regex.compile("[\ue000-\ue00f]")
+_HAN = regex.compile(r"\p{Han}")
+_LATIN_WORD = regex.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*+")
+_OTHER_SCRIPT = regex.compile(r"[\p{Hiragana}\p{Katakana}\p{Hangul}\p{Cyrillic}\p{Arabic}\p{Thai}\p{Greek}]")
+# Something said four times in a row, however short, or a phrase three times.
+_LOOP = regex.compile(r"(\S.{7,39}?)\1{2,}+|(\S.{0,39}?)\2{3,}+", regex.DOTALL)
+
+# Longest and shortest output, as (factor, constant) of the source's length in characters, beyond which fewer than one
+# in ten thousand references of the training data lie.
+_LONGEST = {"en": (9.0, 40), "zh": (1.2, 12)}
+_SHORTEST = {"en": (0.8, 12), "zh": (0.08, 3)}
+
+
+def check(source: str, output: str, source_language: str, target_language: str) -> Problem | None:
+    """What is wrong with ``output`` as a translation of ``source``; None if nothing is.
+
+    Args:
+        source: the sentence that the model read, placeholders included.
+        output: what it wrote.
+        source_language, target_language: codes; only the part before "-" counts.
+    """
+    text = output.strip()
+    if not text or not any(c.isalnum() or c in "…。.!?！？" for c in text):
+        return Problem.EMPTY
+    if _CONTROL.search(text) and not _CONTROL.search(source):
+        return Problem.CONTROL_TOKEN
+    if _PLACEHOLDER.findall(text) != _PLACEHOLDER.findall(source):
+        return Problem.PLACEHOLDER
+    if _loops(source, text):
+        return Problem.REPETITION
+    to_english = target_language.startswith("en")
+    factor, constant = _LONGEST["en" if to_english else "zh"]
+    if len(text) > factor * len(source) + constant:
+        return Problem.LENGTH_RATIO
+    factor, constant = _SHORTEST["en" if to_english else "zh"]
+    if len(text) < factor * len(source) - constant:
+        return Problem.LENGTH_RATIO
+    return _script(source, text, to_english)
+
+
+def _loops(source: str, text: str) -> bool:
+    if len(text) < 8:
+        return False
+    # Text without a loop has mostly different trigrams; the regular expression is for the rest.
+    trigrams = {text[i : i + 3] for i in range(len(text) - 2)}
+    if len(trigrams) > 0.7 * (len(text) - 2):
+        return False
+    for match in _LOOP.finditer(text):
+        if len(match.group()) >= 8 and len(match.group()) > 2 * _longest_loop(source):
+            return True
+    return False
+
+
+def _longest_loop(source: str) -> int:
+    """Length of the longest thing that the source itself repeats: laughing may be answered by laughing."""
+    return max((len(m.group()) for m in regex.finditer(r"(\S{1,6}?)\1{1,}+", source)), default=0)
+
+
+def _script(source: str, text: str, to_english: bool) -> Problem | None:
+    han = len(_HAN.findall(text))
+    words = _LATIN_WORD.findall(text)
+    if to_english:
+        if han and text.casefold() == source.casefold():
+            return Problem.COPIED
+        # A Han word may be quoted; an English sentence is not made of them.
+        if (han > 4 and han > len(words)) or (han and not words):
+            return Problem.WRONG_SCRIPT
+    else:
+        source_words = _LATIN_WORD.findall(source)
+        lower = [word for word in source_words if word.islower() and len(word) > 1]
+        if text.casefold() == source.casefold() and lower:
+            return Problem.COPIED
+        if (not han and len(lower) > 1) or (len(words) > 4 and len(words) > han):
+            return Problem.WRONG_SCRIPT
+    if len(_OTHER_SCRIPT.findall(text)) > len(_OTHER_SCRIPT.findall(source)):
+        return Problem.WRONG_SCRIPT
+    return None
