@@ -223,7 +223,8 @@ def scan(text: str) -> tuple[Found, ...]:
 
 def without_spans(text: str, filler: str = " ") -> str:
     """The text with every protected span replaced by ``filler``."""
-    out, at = [], 0
+    out: list[str] = []
+    at = 0
     for start, end, _ in scan(text):
         out += (text[at:start], filler)
         at = end
