@@ -24,6 +24,7 @@ from translator import __version__
 from translator.allocator import keep_freed_memory
 from translator.config import Settings
 from translator.errors import ConfigError, TranslateError
+from translator.model import Model
 from translator.service import Translator
 from translator.v1 import translation_pb2 as pb
 from translator.v1 import translation_pb2_grpc as pb_grpc
@@ -39,13 +40,13 @@ class Server:
     """One server. ``start`` binds and loads, ``stop`` drains; used by ``run`` and by tests.
 
     Args:
-        translator: for tests; by default one is made from ``settings``.
+        models: loaded models by (family, pair), for tests; by default those that ``settings`` name are loaded.
     """
 
-    def __init__(self, settings: Settings, translator: Translator | None = None) -> None:
+    def __init__(self, settings: Settings, models: dict[tuple[str, str], Model] | None = None) -> None:
         self.settings = settings
         self.metrics = Metrics()
-        self.translator = translator or Translator(settings, observer=self.metrics)
+        self.translator = Translator(settings, models, self.metrics)
         self.metrics.watch(self.translator)
         self.port = 0
         self.metrics_port = 0
