@@ -6,6 +6,8 @@ TOOLS := $(CURDIR)/.tools
 PROTO := proto/translator/v1/translation.proto
 GENERATED := translator/v1
 
+.PHONY: help setup run test lint format client tools load bench fuzz docs clean proto proto-check
+
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -37,18 +39,54 @@ format: setup ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-PROTOC = $(BIN)/python -m grpc_tools.protoc -Iproto -I$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+client: setup ## call the running server from Python
+	@$(BIN)/python docs/client.py $(ARGS)
+
+GHZ_VERSION := v0.121.0
+GRPCURL_VERSION := v1.9.4
+
+tools: $(TOOLS)/.ghz-$(GHZ_VERSION) $(TOOLS)/.grpcurl-$(GRPCURL_VERSION) ## install ghz and grpcurl into .tools (needs Go)
+
+# A stamp per version: a new pin installs anew, a second `make tools` does nothing.
+$(TOOLS)/.ghz-$(GHZ_VERSION): PACKAGE = github.com/bojand/ghz/cmd/ghz@$(GHZ_VERSION)
+$(TOOLS)/.grpcurl-$(GRPCURL_VERSION): PACKAGE = github.com/fullstorydev/grpcurl/cmd/grpcurl@$(GRPCURL_VERSION)
+$(TOOLS)/.ghz-$(GHZ_VERSION) $(TOOLS)/.grpcurl-$(GRPCURL_VERSION):
+	@command -v go >/dev/null || { echo "ghz and grpcurl are written in Go, which is not installed. Get it from https://go.dev/dl/ (1.24 or later), then: make tools. Everything else works without it."; exit 1; }
+	@mkdir -p $(TOOLS)
+	@echo "Building $(PACKAGE) (the first time takes a minute or three) ..."
+	@GOBIN=$(TOOLS) GOFLAGS=-trimpath CGO_ENABLED=0 go install -ldflags='-s -w' $(PACKAGE)
+	@touch $@
+
+load: setup tools ## load test with ghz into bench/results/ (ARGS=--quick: a smoke run)
+	@$(BIN)/python -m bench.load $(ARGS)
+
+bench: setup ## throughput side by side: plain transformers server, LibreTranslate, CTranslate2, ours
+	@$(BIN)/python -m bench.throughput $(ARGS)
+
+fuzz: setup ## a million generated comments through mask and restore (ARGS='--count 10000': fewer)
+	@$(BIN)/python tests/fuzz_text.py $(ARGS)
+
+docs: setup ## write the generated parts of the README
+	@$(BIN)/python docs/generate.py
+
+clean: ## remove .venv, .tools and caches
+	rm -rf $(VENV) $(TOOLS) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# googleapis-common-protos brings google/rpc/status.proto into site-packages.
+define generate
+$(BIN)/python -m grpc_tools.protoc -Iproto -I$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') \
+  --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+  --python_out=$(1) --grpc_python_out=$(1) --mypy_out=quiet:$(1) --mypy_grpc_out=quiet:$(1) $(PROTO)
+endef
 
 proto: setup ## generate the Python stubs from proto/
-	@mkdir -p $(GENERATED) && touch $(GENERATED)/__init__.py
-	$(PROTOC) --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
-	  --python_out=. --grpc_python_out=. --mypy_out=. --mypy_grpc_out=. $(PROTO)
+	@touch $(GENERATED)/__init__.py
+	@$(call generate,.) && echo "generated $(GENERATED)"
 
 # Generates into a scratch folder and compares, so that a forgotten `make proto` fails the build.
 proto-check: setup
-	@scratch=$$(mktemp -d) && trap 'rm -rf $$scratch' EXIT && \
-	$(PROTOC) --plugin=protoc-gen-mypy=$(BIN)/protoc-gen-mypy --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
-	  --python_out=$$scratch --grpc_python_out=$$scratch --mypy_out=quiet:$$scratch --mypy_grpc_out=quiet:$$scratch $(PROTO) && \
+	@scratch=$$(mktemp -d) && trap 'rm -rf $$scratch' EXIT && $(call generate,$$scratch) && \
 	for file in $$scratch/$(GENERATED)/*; do \
 	  cmp -s $$file $(GENERATED)/$$(basename $$file) || { echo "$(GENERATED)/$$(basename $$file) is stale: run make proto"; exit 1; }; \
 	done && echo "generated stubs are up to date"
