@@ -3,8 +3,9 @@
 ``prepare`` turns a data folder into one folder that holds all that training needs::
 
     source.spm  target.spm  vocab.json    one joint SentencePiece model and its Marian vocabulary
-    PAIR/NAME.npz                     source and target ids of one data source, and their lengths
-    dev/NAME.tsv                      the held-out sets, copied
+    both/NAME.npz                         zh and en ids of one data source, and their lengths
+    PAIR/NAME.npz  PAIR/NAME+.npz         what serves one direction only: source and target ids
+    dev/NAME.tsv                          the held-out sets, copied
 
 so that it can be carried to another machine, and no text is cleaned or encoded twice.
 """
@@ -63,6 +64,10 @@ class Packed:
     def lengths(self) -> npt.NDArray[np.int64]:
         """Pieces with ``</s>``, shape ``(pairs, 2)``: source, target."""
         return np.stack([np.diff(self.source_at), np.diff(self.target_at)], axis=1) + 1
+
+    def flipped(self) -> Packed:
+        """The same pairs with source and target exchanged."""
+        return Packed(self.target, self.source, self.target_at, self.source_at)
 
     def save(self, path: Path) -> None:
         """Write a compressed ``.npz``; lengths are stored, not offsets, because they are small."""
@@ -194,6 +199,11 @@ class Tokenizer:
         self._target_pieces = {i: piece for piece, i in self._target_vocabulary.items()}
         self.prefix = next((p for p in (">>cmn_Hans<<",) if p in self._vocabulary), None)
 
+    @property
+    def pieces(self) -> list[str]:
+        """All target pieces, by id."""
+        return [self._target_pieces[i] for i in range(len(self._target_pieces))]
+
     def source_pieces(self, text: str) -> list[str]:
         """Pieces with the language prefix, if the model wants one, and ``</s>``."""
         pieces: list[str] = self._source.encode(text, out_type=str)
@@ -246,7 +256,9 @@ def load_sources(data: Path, pair: str) -> dict[str, Packed]:
     Raises:
         FileNotFoundError: ``prepare`` has not been run into that folder.
     """
-    sources = {path.stem: Packed.load(path) for path in sorted((data / pair).glob("*.npz"))}
+    both = {path.stem: Packed.load(path) for path in sorted((data / "both").glob("*.npz"))}
+    sources = {name: part if pair == "zh-en" else part.flipped() for name, part in both.items()}
+    sources |= {path.stem: Packed.load(path) for path in sorted((data / pair).glob("*.npz"))}
     if not sources:
         raise FileNotFoundError(f"no packed data in {data / pair}; run `train.py prepare` first")
     return sources
@@ -340,15 +352,17 @@ def prepare(
     write_vocabulary(spm)
     encoder = Tokenizer(out)
     for name, lines in sources.items():
-        for pair in corpus.directions(name):
+        allowed = corpus.directions(name)
+        one_way = allowed[0] if len(allowed) == 1 else None
+        packed = pack(encoder, (line.sides(one_way or "zh-en") for line in lines), max_pieces)
+        packed.save(out / (one_way or "both") / f"{name}.npz")
+        log(f"{name}: {len(packed)} pairs")
+        for pair in allowed:
             pairs = [line.sides(pair) for line in lines]
-            packed = pack(encoder, pairs, max_pieces)
-            packed.save(out / pair / f"{name}.npz")
-            log(f"{pair} {name}: {len(packed)} pairs, {len(packed.target)} target pieces")
             if copies.get(name, 0.0) > 0:
                 packed = pack(encoder, _altered(pair, pairs, copies[name], seed), max_pieces)
                 packed.save(out / pair / f"{name}+.npz")
-                log(f"{pair} {name}+: {len(packed)} pairs, {len(packed.target)} target pieces")
+                log(f"{pair} {name}+: {len(packed)} altered pairs")
 
 
 @dataclass(frozen=True)

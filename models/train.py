@@ -44,6 +44,7 @@ import curves  # noqa: E402
 import evaluation  # noqa: E402
 import network  # noqa: E402
 import packed  # noqa: E402
+import shortlist  # noqa: E402
 import training  # noqa: E402
 
 HERE = Path(__file__).resolve().parent
@@ -200,6 +201,23 @@ def export(args: argparse.Namespace) -> None:
     print(f"{args.out}: {args.which} weights, {step} updates")
 
 
+def vmap(args: argparse.Namespace) -> None:
+    """Build a lexical shortlist (CTranslate2 vmap) from packed data."""
+    pieces = packed.Tokenizer(args.data).pieces
+    sources = packed.load_sources(args.data, args.pair)
+    # Documentation and interface strings add cells by the hundred million, and few that
+    # comments use.
+    chosen = [
+        data
+        for name, data in sources.items()
+        if training.WEIGHTS.get(name, 0.0) >= 0.1 and not name.endswith("+")
+    ]
+    # CTranslate2 leaves <pad>, the last piece, out of the vocabulary.
+    pieces = pieces[:-1]
+    table, frequent = shortlist.build(chosen, len(pieces), votes=args.votes, frequent=args.frequent)
+    shortlist.write(args.out, table, frequent, pieces)
+
+
 def plot(args: argparse.Namespace) -> None:
     """Draw the training curves of one or more runs from their logs."""
     curves.draw([(run / "log.jsonl") for run in args.runs], args.out)
@@ -269,13 +287,20 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--beam-size", type=int, default=1)
     add.add_argument("--limit", type=int, help="lines of each file")
     add.add_argument("--show", type=int, default=0, help="print that many translations")
-    add.add_argument("--vmap", type=Path, help="lexical shortlist (see shortlist)")
+    add.add_argument("--vmap", type=Path, help="lexical shortlist, see the vmap command")
 
     add = command(export)
     shared(add, "pair")
     add.add_argument("--run", type=Path, required=True, dest="run_folder")
     add.add_argument("--out", type=Path, required=True)
     add.add_argument("--which", choices=("last", "best"), default="best")
+
+    add = command(vmap)
+    shared(add, "pair")
+    add.add_argument("--data", type=Path, required=True, help="what prepare wrote")
+    add.add_argument("--out", type=Path, required=True, help="vmap file")
+    add.add_argument("--votes", type=int, default=40, help="candidates of each source piece")
+    add.add_argument("--frequent", type=int, default=600, help="pieces that are always candidates")
 
     add = command(plot)
     add.add_argument("runs", type=Path, nargs="+")

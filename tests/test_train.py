@@ -318,6 +318,19 @@ def test_an_exported_model_loads_everywhere(tmp_path: Path, data: Path, tiny: Pa
     assert fast == evaluation.Engine(out, engine="transformers").translate(texts)
 
 
+def test_a_shortlist_offers_translations_and_copies(data: Path, tiny: Path, tmp_path: Path) -> None:
+    path = tmp_path / "vmap.txt"
+    arguments = ["--pair", "zh-en", "--votes", "5", "--frequent", "20", "--out", str(path)]
+    assert train.main(["vmap", "--data", str(data), *arguments]) == 0
+    lines = dict(line.split("\t") for line in path.read_text(encoding="utf-8").splitlines())
+    assert set(corpus.PLACEHOLDERS) <= set(lines[""].split())
+    pieces = packed.Tokenizer(data).pieces[:-1]
+    assert set(lines) == {"", *pieces}
+    assert all(piece in candidates.split() for piece, candidates in lines.items() if piece)
+    engine = evaluation.Engine(tiny, compute_type="float32", vmap=path)
+    assert len(engine.translate(["你好"])) == 1
+
+
 # Fine-tuning
 
 
