@@ -45,3 +45,41 @@ def test_terms_longest_first_and_whole_words() -> None:
 
 def test_first_of_two_terms_with_one_source_wins() -> None:
     assert find_terms("a cat", [Term("cat", "猫"), Term("CAT", "喵")])[0].term.target == "猫"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "晚上头发湿着睡", "吃土豆", "吃瓜子", "突破防线", "拒绝了", "电脑补丁", "游戏精灵", "工作精神", "菠菜鸡蛋", "早八点", "旅行社恐怕不行",
+        "爱豆腐", "劳斯莱斯", "闭眼入睡", "避雷针", "倒塌房屋", "剩下头像", "凉凉的", "酱紫色", "积木有点贵", "羡慕了", "不造成", "饼干很好吃",
+        "VIP的", "1080p的视频", "2TB", "GG邦",
+    ],
+)  # fmt: skip
+def test_rewrite_leaves_ordinary_chinese_alone(text: str) -> None:
+    assert rewrite(text, "zh-en") == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "He ate the pie",
+        "BC 500",
+        "vitamin B4",
+        "red flag on the beach",
+        "a capital idea",
+        "first of all",
+        "it lets go",
+        "U-9s",
+        "same day",
+    ],
+)
+def test_rewrite_leaves_ordinary_english_alone(text: str) -> None:
+    assert rewrite(text, "en-zh") == text
+
+
+def test_laughter_keeps_its_length_in_bounds() -> None:
+    assert render("哈哈", "zh-en") == "haha"
+    assert render("哈" * 50, "zh-en") == "ha" * 6
+    assert render("hhhh", "zh-en") == "haha"
+    assert render("Hahahaha", "en-zh") == "哈哈哈哈"
+    assert render("ha", "en-zh") is None

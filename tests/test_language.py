@@ -21,9 +21,7 @@ def test_canonical(code: str, expected: str) -> None:
     assert canonical(code) == expected
 
 
-@pytest.mark.parametrize(
-    "code", ["ja", "fr-FR", "english", "zh-", "en-", "zh-Latn", "und", "x", "en--us", "中文"]
-)
+@pytest.mark.parametrize("code", ["ja", "fr-FR", "english", "zh-", "en-", "zh-Latn", "und", "x", "en--us", "中文"])
 def test_canonical_rejects_everything_else(code: str) -> None:
     with pytest.raises(UnsupportedLanguage) as caught:
         canonical(code, "source_language_code")
@@ -59,9 +57,7 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("language", "text"), [(code, text) for code, texts in CASES.items() for text in texts]
-)
+@pytest.mark.parametrize(("language", "text"), [(code, text) for code, texts in CASES.items() for text in texts])
 def test_detect(language: str, text: str) -> None:
     found = detect(normalise(text))
     assert found.language == language

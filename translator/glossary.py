@@ -94,20 +94,47 @@ def _rewriter(direction: str) -> re.Pattern[str]:
 
 
 def rewrite(text: str, direction: str) -> str:
-    """The text with slang replaced by plain words of the same language, for the model to read."""
+    """The text with slang replaced by plain words of the same language, for the model to read.
+
+    One or two letters count only in lower case: "bc" is "because", "BC" is not.
+    """
     entries = lexicon(direction)
-    return _rewriter(direction).sub(lambda m: entries[m.group().casefold()].plain, text)
+
+    def plain(match: re.Match[str]) -> str:
+        word = match.group()
+        return word if len(word) < 3 and word != word.lower() else entries[word.casefold()].plain
+
+    return _rewriter(direction).sub(plain, text)
 
 
 def render(text: str, direction: str) -> str | None:
     """The translation of a sentence that is one slang term and nothing else; None for any other."""
     entry = lexicon(direction).get(text.casefold())
-    return entry.rendering or None if entry else None
+    return (entry.rendering if entry else _laugh(text, direction)) or None
+
+
+_LAUGH = {
+    "zh-en": re.compile(r"(?P<ha>[哈h]{2,})|(?P<he>[嘿嘻]{2,}|(?:xi){2,})|(?P<heh>呵{2,})", re.IGNORECASE),
+    "en-zh": re.compile(r"(?P<哈>(?:ha){2,}h?|(?:ah){3,}a?|lo+l(?:ol)*)|(?P<嘿>(?:he){2,}h?)", re.IGNORECASE),
+}
+
+
+def _laugh(text: str, direction: str) -> str:
+    """Laughter of about the same length, at most six syllables; empty if it is none."""
+    match = _LAUGH[direction].fullmatch(text)
+    if not match or not match.lastgroup:
+        return ""
+    # A Chinese syllable is one character, an English one two; "hhhh" is short for 哈哈.
+    syllables = len(text) if direction == "zh-en" and not text.isascii() else len(text) // 2
+    return match.lastgroup * min(6, max(2, syllables))
 
 
 def is_chinese_slang(word: str) -> bool:
-    """True for Chinese slang in Latin letters, such as yyds."""
-    return word.casefold() in lexicon("zh-en")
+    """True for Chinese slang in Latin letters that cannot be anything else, such as yyds (but not "gg" or "wok")."""
+    word = word.casefold()
+    if word not in lexicon("zh-en") or word in lexicon("en-zh"):
+        return False
+    return len(word) > 3 or (len(word) == 3 and not set(word) & set("aeiou"))
 
 
 def count_english_slang(words: Sequence[str]) -> int:

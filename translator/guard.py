@@ -27,6 +27,11 @@ _OTHER_SCRIPT = regex.compile(r"[\p{Hiragana}\p{Katakana}\p{Hangul}\p{Cyrillic}\
 # Something said four times in a row, however short, or a phrase three times.
 _LOOP = regex.compile(r"(\S.{7,39}?)\1{2,}+|(\S.{0,39}?)\2{3,}+", regex.DOTALL)
 
+# A stutter inside a word ("ialialial", "utututer"), unless it is laughing or singing.
+_STUTTER = regex.compile(
+    r"(?!ha|he|hi|ho|ah|la|na|ja|ka|lo|ta|da|ba|bla|wa|wo|mua|ya)([a-z]{2,4})\1{2,}+", regex.IGNORECASE
+)
+
 # Longest and shortest output, as (factor, constant) of the source's length in characters, beyond which fewer than one
 # in ten thousand references of the training data lie.
 _LONGEST = {"en": (9.0, 40), "zh": (1.2, 12)}
@@ -61,6 +66,8 @@ def check(source: str, output: str, source_language: str, target_language: str) 
 
 
 def _loops(source: str, text: str) -> bool:
+    if _STUTTER.search(text) and not _longest_loop(source):
+        return True
     if len(text) < 8:
         return False
     # Text without a loop has mostly different trigrams; the regular expression is for the rest.

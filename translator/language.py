@@ -25,9 +25,7 @@ ZH_LATN = "zh-Latn"
 """Pinyin: Chinese, but not in a script that the models read."""
 
 _CODES = {"": "", "auto": "", "en": EN, "eng": EN}
-_CODES |= dict.fromkeys(
-    ("zh", "zh-cn", "zh-sg", "zh-my", "zh-hans", "cmn", "cmn-hans", "zho", "chi"), ZH_HANS
-)
+_CODES |= dict.fromkeys(("zh", "zh-cn", "zh-sg", "zh-my", "zh-hans", "cmn", "cmn-hans", "zho", "chi"), ZH_HANS)
 _CODES |= dict.fromkeys(("zh-tw", "zh-hk", "zh-mo", "zh-hant", "cmn-hant"), ZH_HANT)
 _CODES |= {f"zh-{script}-{region}": code for script, code in (("hans", ZH_HANS), ("hant", ZH_HANT))
            for region in ("cn", "sg", "my", "tw", "hk", "mo")}  # fmt: skip
@@ -193,10 +191,7 @@ def _latin(words: tuple[str, ...]) -> tuple[str, float]:
 def _is_pinyin(words: tuple[str, ...], votes: Counter[str]) -> bool:
     if votes["en"] * 2 > len(words) or not any(len(word) > 1 for word in words):
         return False
-    plain = [
-        "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))
-        for word in words
-    ]
+    plain = ["".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c)) for word in words]
     return all(_PINYIN.fullmatch(word) for word in plain) and votes[ZH_LATN] > 0
 
 
@@ -231,13 +226,9 @@ def _script_sets() -> tuple[frozenset[str], frozenset[str]]:
     every = [chr(c) for c in range(0x4E00, 0xA000)]
     simplified = _converter("s2t").convert(" ".join(every)).split(" ")
     traditional = _converter("t2s").convert(" ".join(every)).split(" ")
-    only_hans = {
-        c for c, other in zip(every, simplified, strict=True) if c != other and not c.encode("big5", "ignore")
-    }
+    only_hans = {c for c, other in zip(every, simplified, strict=True) if c != other and not c.encode("big5", "ignore")}
     only_hant = {
-        c
-        for c, other in zip(every, traditional, strict=True)
-        if c != other and not c.encode("gb2312", "ignore")
+        c for c, other in zip(every, traditional, strict=True) if c != other and not c.encode("gb2312", "ignore")
     }
     return frozenset(only_hans), frozenset(only_hant)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import regex
 
 from translator import glossary
 from translator.language import is_english_word
+
+# What the model reads
 
 _LATIN = regex.compile(r"\p{Latin}")
 _HAN = regex.compile(r"\p{Han}")
@@ -15,102 +17,93 @@ _INVISIBLE = regex.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066
 _BLANKS = regex.compile(r"[\s\u3000]+")
 _LONG_LETTER = regex.compile(r"([A-Za-z])\1{2,}+")
 _LONG_OTHER = regex.compile(r"([^\s\dA-Za-z\ue000-\ue00f])\1{3,}+")
-_LONG_GROUP = regex.compile(r"([^\s\d]{2,6}?)\1{3,}+")
+_LONG_GROUP = regex.compile(r"([^\s\d\ue000-\ue00f]{2,6}?)\1{3,}+")
+_LATIN_WORD = regex.compile(r"[A-Za-z'’]+")
 _CAPITALS = regex.compile(r"\b[A-Z][A-Z'’]*\b")
+_LONE_I = regex.compile(r"\bi(?=['’](?:m|ll|ve|d)\b)")
 
 
 def simplify(text: str, direction: str, slang: bool) -> str:
-    """A sentence as the model reads it best: no invisible characters, elongations short, slang in plain words.
+    """A sentence as the model reads it best: nothing invisible, no elongations, slang in plain words.
 
     Args:
         text: the sentence, spans already masked.
         direction: "zh-en" or "en-zh".
         slang: apply the lexicon.
     """
-    text = _BLANKS.sub(" ", _INVISIBLE.sub("", text))
-    text = squeeze(text)
+    text = squeeze(_BLANKS.sub(" ", _INVISIBLE.sub("", text)))
     if direction == "en-zh":
         text = _lower_shouting(text)
     return glossary.rewrite(text, direction) if slang else text
 
 
 def squeeze(text: str) -> str:
-    """Elongations cut down: "sooooo" to "so", "好好好好好好" to "好好好". Models loop on them otherwise."""
+    """Elongations cut down: "sooooo" to "so", "好好好好好" to "好好好". Models loop on them."""
     text = _LONG_LETTER.sub(_short_letter, text)
     text = _LONG_OTHER.sub(r"\1\1\1", text)
     return _LONG_GROUP.sub(r"\1\1", text)
 
 
 def _short_letter(match: regex.Match[str]) -> str:
-    word_start = match.start()
-    text = match.string
-    while (
-        word_start
-        and text[word_start - 1].isascii()
-        and text[word_start - 1].isalpha()
-        and match.start() - word_start < 20
-    ):
-        word_start -= 1
-    word_end = match.end()
-    while (
-        word_end < len(text)
-        and text[word_end].isascii()
-        and text[word_end].isalpha()
-        and word_end - match.end() < 20
-    ):
-        word_end += 1
+    text, start, end = match.string, match.start(), match.end()
+    while start and match.start() - start < 20 and text[start - 1].isascii() and text[start - 1].isalpha():
+        start -= 1
+    while end < len(text) and end - match.end() < 20 and text[end].isascii() and text[end].isalpha():
+        end += 1
     letter = match[1]
-    if word_start == match.start() and word_end == match.end():
-        return letter * 3 if letter not in "Oo" else match.group()[:2]  # "zzzz", "hmm" and the like
-    double = (text[word_start : match.start()] + letter * 2 + text[match.end() : word_end]).lower()
-    return letter * 2 if is_english_word(double) else letter
+    if (start, end) == match.span():  # "zzzz", "aaaa" is not a word with a letter too many
+        return letter * (2 if letter in "Oo" else 3)
+    double = text[start : match.start()] + letter * 2 + text[match.end() : end]
+    return letter * 2 if is_english_word(double.lower()) else letter
 
 
 def _lower_shouting(text: str) -> str:
-    """ALL CAPS in lower case: models know few words in capitals. Needs three words, so that "USA" and "OK NASA" stay."""
-    words = regex.findall(r"[A-Za-z'’]+", text)
-    shouted = [word for word in words if len(word) > 1 and word.isupper()]
-    if len(shouted) < 3 or len(shouted) * 4 < len(words) * 3:
+    """ALL CAPS in lower case, three words or more ("USA" and "OK NASA" stay): models know few in capitals."""
+    words = _LATIN_WORD.findall(text)
+    shouted = sum(len(word) > 1 and word.isupper() for word in words)
+    if shouted < 3 or shouted * 4 < len(words) * 3:
         return text
     lowered = _CAPITALS.sub(lambda m: m.group() if m.group() == "I" else m.group().lower(), text)
-    lowered = regex.sub(r"\bi(?=['’](?:m|ll|ve|d)\b)", "I", lowered)
+    lowered = _LONE_I.sub("I", lowered)
     return lowered[:1].upper() + lowered[1:]
 
 
 def is_translatable(text: str, source: str, changes_language: bool) -> bool:
-    """False if a piece has no letter of the source language's script: numbers, and what is in the target language."""
+    """False if a piece has no letter of the source's script: numbers, and what needs no translation."""
     if not changes_language:
-        return any(c.isalpha() for c in text)
+        return any(map(str.isalpha, text))
     return bool((_HAN if source.startswith("zh") else _LATIN).search(text))
 
 
-# Punctuation
+# What the model writes
 
-_TO_ASCII = str.maketrans("，。！？：；（）～、“”‘’【】", ",.!?:;()~,\"\"''[]")
-_TO_ASCII_TEXT = str.maketrans({"，": ", ", "。": ". ", "！": "! ", "？": "? ", "：": ": ", "；": "; ", "、": ", "} | {
-    "（": " (", "）": ") ", "～": "~", "“": '"', "”": '"', "‘": "'", "’": "'", "《": '"', "》": '"', "「": '"', "」": '"'})  # fmt: skip
-_HALF = regex.compile(r"(?<=\p{Han}|[”」』》）])\s*([,!?;:])(?=\s|\p{Han}|[“”！？]|$)")
+_LITERAL_TO_ASCII = str.maketrans("，。！？：；（）～、“”‘’【】", ",.!?:;()~,\"\"''[]")
+_TO_ASCII = str.maketrans(
+    {"，": ", ", "。": ". ", "！": "! ", "？": "? ", "：": ": ", "；": "; ", "、": ", ", "（": " (", "）": ") "}
+    | {"～": "~", "“": '"', "”": '"', "‘": "'", "’": "'", "《": '"', "》": '"', "「": '"', "」": '"'}
+)
+_HALF = regex.compile(r"(?<=[\p{Han}”」』》）])\s*([,!?;:])(?=\s|\p{Han}|[“”！？]|$)")
 _FULL = {",": "，", "!": "！", "?": "？", ";": "；", ":": "："}
 _HAN_SPACE = regex.compile(r"(?<=[\p{Han}，。！？、；：”》）]) +(?=[\p{Han}，。！？、；：“《（])")
-_BEFORE_MARK = regex.compile(r" +(?=[,.!?;:)\]…](?:\s|$|[\"')\]]))")
+_BEFORE_MARK = regex.compile(r" +(?=[,.!?;:)\]…]+(?:\s|$|[\"'\ue000-\ue00f]))")
 
 
 def punctuation(literal: str, target: str) -> str:
     """Punctuation between spans in the form of the target language; all else as it is."""
-    return literal.translate(_TO_ASCII) if target == "en" else literal
+    return literal.translate(_LITERAL_TO_ASCII) if target == "en" else literal
 
 
 def polish(translation: str, target: str) -> str:
     """A model's output with the punctuation and spacing of its language."""
     if target == "en":
         if not translation.isascii():
-            translation = _BLANKS.sub(" ", translation.translate(_TO_ASCII_TEXT))
+            translation = _BLANKS.sub(" ", translation.translate(_TO_ASCII))
         return _BEFORE_MARK.sub("", translation).strip()
-    translation = _HALF.sub(lambda m: _FULL[m[1]], translation.strip())
+    translation = _HALF.sub(lambda match: _FULL[match[1]], translation.strip())
     return _HAN_SPACE.sub("", translation)
 
 
-_OPENS = frozenset("([{（【《「『“‘\"'")
+_OPENS = frozenset("([{（【《「『“‘")
 _CLOSES = frozenset(",.!?;:)]}，。！？；：、）】》」』”’…~～%")
 _TAG_END = regex.compile(
     r"(?:[#＃@＠][\w.\-·]{1,50}|(?:https?://|www\.)[^\s\p{Han}]{1,300}|\.[a-z]{2,5}(?:/[^\s\p{Han}]{0,300})?)$"
@@ -120,8 +113,8 @@ _TAG_END = regex.compile(
 def glue(parts: Sequence[str], target: str) -> str:
     """Put parts together, with a space where two would run into each other.
 
-    English has one around everything but punctuation; Chinese only between two Latin words, and behind a link, mention
-    or tag, which would swallow the text that follows.
+    English has one around everything but punctuation; Chinese only between two Latin words, and
+    behind a link, mention or tag, which would swallow the text that follows.
     """
     out: list[str] = []
     last = ""
@@ -146,47 +139,34 @@ def _needs_space(left: str, right: str, target: str) -> bool:
     return (b.isalnum() or b == "_") and bool(_TAG_END.search(left[-400:]))
 
 
-# Figures
-
-# Written the same in both languages: references of the training data keep 97 % and more of these from Chinese to
-# English. Into Chinese they keep fewer than half (十一点四十 for 11:40), so only long numbers are looked for there.
+# Figures are written the same in both languages: references of the training data keep 97 % and more
+# of those below from Chinese to English. Into Chinese they keep fewer than half (十一点四十 for
+# 11:40), so only long numbers are looked for there.
 _FIGURE = {
     "en": regex.compile(
-        r"(?<![\dA-Za-z.,])(?:[$¥￥€£]\s?)?(?:\d{1,2}:\d{2}(?!\d)|\d{1,3}(?:,\d{3})+(?!\d)|\d++\.\d+|\d{3,}+)(?![\d万亿千百wWkK.:/-])"
+        r"(?<![\dA-Za-z.,])(?:[$¥￥€£]\s?)?"
+        r"(?:\d{1,2}:\d{2}(?!\d)|\d{1,3}(?:,\d{3})+(?!\d)|\d++\.\d+|\d{3,}+)(?![\d万亿千百wWkK.:/-])"
     ),
     "zh": regex.compile(r"(?<![\dA-Za-z.,])\d{5,}+(?![\dA-Za-z.,])"),
 }
 _SLANG_FIGURE = regex.compile(r"6{3,}|23{2,}|5{3,}|996|10086|520|1314|8{2,}|9{2,}")
 
 
-def _figures(text: str, target: str) -> list[str]:
+def figures(text: str, target: str) -> list[str]:
+    """The figures of a sentence that its translation must repeat, in order."""
     if not any(map(str.isdigit, text)):
         return []
-    pattern = _FIGURE["en" if target == "en" else "zh"]
-    return [m.group() for m in pattern.finditer(text) if not _SLANG_FIGURE.fullmatch(m.group())]
+    found = (match.group() for match in _FIGURE["en" if target == "en" else "zh"].finditer(text))
+    return [figure for figure in found if not _SLANG_FIGURE.fullmatch(figure)]
 
 
-def keeps_figures(source: str, translation: str, target: str) -> bool:
-    """True if the translation repeats the figures of the source, in order; thousands separators may differ."""
+def keeps_figures(wanted: Sequence[str], translation: str) -> bool:
+    """True if the translation has the figures in order; thousands separators and currency may differ."""
     plain, at = translation.replace(",", ""), 0
-    for figure in _figures(source, target):
+    for figure in wanted:
         value = regex.sub(r"[^\d.:]", "", figure)
         at = plain.find(value, at)
         if at < 0:
             return False
         at += len(value)
     return True
-
-
-def cut_figures(piece: str, source: str, target: str) -> Iterator[str]:
-    """The piece cut around the figures that a translation must repeat."""
-    if source[:2] == target[:2]:
-        yield piece
-        return
-    at = 0
-    for figure in _figures(piece, target):
-        start = piece.index(figure, at)
-        yield piece[at:start]
-        yield figure
-        at = start + len(figure)
-    yield piece[at:]

@@ -31,6 +31,7 @@ class Kind(StrEnum):
     SYMBOL = "symbol"
     CLAUSE = "clause"  # already in the target language
     TERM = "term"  # glossary
+    FIGURE = "figure"  # left in the text, but checked
 
 
 class Found(NamedTuple):
@@ -45,9 +46,7 @@ class Found(NamedTuple):
 # Han belongs to a link only where it starts a path step or value (/wiki/中文), because Chinese
 # comments put no space behind a link.
 _LINK = r"""(?:[.,;:!?'*@]{0,4}+(?:\([A-Za-z0-9_,%.-]{0,60}+\)|[A-Za-z0-9\-_~/#\[&=+$%]|(?<=[/=_\-])\p{Han}++|(?!\p{Han})[\p{L}\p{M}]))"""
-_SAFE_TLD = (
-    "com|cn|net|org|io|tv|cc|ly|gg|xyz|app|dev|ai|info|link|top|site|shop|edu|gov|uk|jp|kr|de|fr|hk|tw|gl"
-)
+_SAFE_TLD = "com|cn|net|org|io|tv|cc|ly|gg|xyz|app|dev|ai|info|link|top|site|shop|edu|gov|uk|jp|kr|de|fr|hk|tw|gl"
 _WORD_TLD = "me|so|to|be|in|co|it|is|us|fm|im"  # also English words: only with a path
 _FILES = "py|js|ts|go|rs|java|cpp|sh|jpe?g|png|gif|webp|pdf|zip|rar|7z|exe|apk|mp[34]|mov|txt|csv|json|docx?|xlsx?|pptx?|toml|ya?ml|html?"
 
@@ -148,9 +147,7 @@ _ASCII_FACES = "|".join(
         reverse=True,
     )
 )
-_SMILEY = (
-    r"[:;：；]['’]?[-^o]?(?:[)(\]\[}{|/\\*$]|[DPpOo3](?![A-Za-z0-9]))(?!/)|[（(]{1,3}[:：][зз」∠)_]{2,6}+"
-)
+_SMILEY = r"[:;：；]['’]?[-^o]?(?:[)(\]\[}{|/\\*$]|[DPpOo3](?![A-Za-z0-9]))(?!/)|[（(]{1,3}[:：][зз」∠)_]{2,6}+"
 
 _PATTERN = regex.compile(
     rf"""
