@@ -14,6 +14,9 @@ Errors: every call that fails carries exactly one google.rpc.ErrorInfo whose `re
 UPPER_SNAKE word and whose `domain` is "comment-translate". INVALID_ARGUMENT adds google.rpc.BadRequest,
 which names the field and the limit; RESOURCE_EXHAUSTED and UNAVAILABLE add google.rpc.RetryInfo.
 One bad item never fails its neighbours: its own `status` says what happened to it.
+
+The import google/rpc/status.proto comes with googleapis-common-protos (Python), google.golang.org/genproto (Go),
+proto-google-common-protos (Java) and google-proto-files (npm).
 """
 
 from collections import abc as _abc
@@ -201,7 +204,9 @@ class Translation(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     APPLIED_TERMS_FIELD_NUMBER: _builtins.int
     translated_text: _builtins.str
-    """The translation; the source text itself when skip_reason is set, or when status is not OK."""
+    """The translation. The source text itself when skip_reason is set; when status is not OK, the sentences that
+    failed stand as they were.
+    """
     detected_language_code: _builtins.str
     """Canonical code of the source language, detected or as requested; "und" when nothing could be said."""
     confidence: _builtins.float

@@ -14,6 +14,9 @@ Errors: every call that fails carries exactly one google.rpc.ErrorInfo whose `re
 UPPER_SNAKE word and whose `domain` is "comment-translate". INVALID_ARGUMENT adds google.rpc.BadRequest,
 which names the field and the limit; RESOURCE_EXHAUSTED and UNAVAILABLE add google.rpc.RetryInfo.
 One bad item never fails its neighbours: its own `status` says what happened to it.
+
+The import google/rpc/status.proto comes with googleapis-common-protos (Python), google.golang.org/genproto (Go),
+proto-google-common-protos (Java) and google-proto-files (npm).
 """
 
 from collections import abc as _abc
