@@ -142,7 +142,7 @@ class _State(Collector):
             labels=["result"],
         )
         lookups.add_metric(["hit"], cache.stats.hits)
-        lookups.add_metric(["miss"], cache.stats.misses - cache.stats.joined)
+        lookups.add_metric(["miss"], cache.stats.misses)
         lookups.add_metric(["joined"], cache.stats.joined)
         yield lookups
         yield CounterMetricFamily(

@@ -6,7 +6,8 @@ so a lone sentence never waits for company, and while the model is busy the queu
 * holds one model and one set of decoding options,
 * costs at most ``max_batch_tokens`` padded tokens (longest x count); a longer sentence goes alone,
 * is made of the sentence whose turn it is and its neighbours in length, so that little is padding,
-* serves the interactive lane first; a batch-lane sentence that has waited ``batch_lane_max_wait`` seconds goes first,
+* serves the interactive lane first, except that every fourth batch may start with a batch-lane sentence that has waited
+  for ``batch_lane_max_wait`` seconds: an export is never starved, and never makes people wait behind its backlog,
 * leaves out what was cancelled or has expired.
 
 All state belongs to one event loop and needs no lock; only ``generate`` and ``decode`` run on threads. Every
@@ -19,7 +20,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum
@@ -34,7 +35,9 @@ log = logging.getLogger(__name__)
 
 # The batch lane may fill this share of the queue, so that an export never locks out interactive calls.
 BATCH_LANE_SHARE = 0.75
-# Failed batches in a row, whatever their size, after which the batcher calls itself unhealthy.
+# While interactive sentences wait, at most one batch of so many starts with an aged one of the batch lane.
+AGED_TURN = 4
+# Batches in a row of which not one sentence succeeded, after which the batcher calls itself unhealthy.
 UNHEALTHY_AFTER = 5
 # A batch is not split among idle workers below this many padded tokens: small batches waste the arithmetic.
 MIN_SPLIT_TOKENS = 256
@@ -85,9 +88,8 @@ class Batcher:
         workers: batches in the model at a time.
         max_batch_tokens: padded source tokens of one batch.
         max_queue_tokens: source tokens that may wait.
-        batch_lane_max_wait: seconds after which a batch-lane sentence goes before interactive ones.
+        batch_lane_max_wait: seconds after which a batch-lane sentence may go before interactive ones.
         observer: told of batches, for metrics.
-        on_health: called with False when the workers keep failing, with True when they recover.
     """
 
     def __init__(
@@ -97,14 +99,12 @@ class Batcher:
         max_queue_tokens: int,
         batch_lane_max_wait: float = 2.0,
         observer: Observer | None = None,
-        on_health: Callable[[bool], None] | None = None,
     ) -> None:
         self._workers = workers
         self._max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
         self._batch_lane_max_wait = batch_lane_max_wait
         self._observer = observer or Observer()
-        self._on_health = on_health
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="translate")
         # Insertion order is arrival order; a dict used as an ordered set drops any member in O(1).
         self._lanes: dict[_Key, tuple[dict[Request, None], dict[Request, None]]] = {}
@@ -113,12 +113,12 @@ class Batcher:
         self._in_model = 0
         self._busy = 0
         self._idle: deque[asyncio.Future[None]] = deque()
-        self._room: deque[asyncio.Future[None]] = deque()
+        self._room: deque[tuple[asyncio.Future[None], int, Lane]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._tokens_per_second = 0.0
         self._failed_in_a_row = 0
+        self._since_aged = 0
         self._closing = False
-        self._stopped = False
 
     # Called by the service
 
@@ -170,17 +170,31 @@ class Batcher:
         return requests
 
     async def wait_for_room(self, cost: int, lane: Lane) -> None:
-        """Return when ``cost`` tokens would fit. For exports, which wait where a feed would be turned away."""
-        while not self._closing and not self._fits(cost, lane):
-            waiter = asyncio.get_running_loop().create_future()
-            self._room.append(waiter)
-            await waiter
+        """Return when ``cost`` tokens fit. For exports, which wait where a feed would be turned away.
+
+        First come, first served. The room is the caller's until it awaits again: ``submit`` at once.
+        """
+        waits = bool(self._room)
+        while not self._closing and (waits or not self._fits(cost, lane)):
+            loop = asyncio.get_running_loop()
+            waiter = loop.create_future()
+            # Whoever was first in line and found the room taken stays first.
+            (self._room.append if waits or not self._room else self._room.appendleft)((waiter, cost, lane))
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                self._release_room()
+                raise
+            # The next in line, once this one has taken its room (or has changed its mind).
+            loop.call_soon(self._release_room)
+            waits = False
 
     def promote(self, request: Request) -> None:
         """Move a waiting batch-lane sentence to the interactive lane: somebody now waits for it."""
         if request.lane is Lane.BATCH and self._remove(request):
             request.lane = Lane.INTERACTIVE
             self._enqueue(request)
+            self._release_room()
 
     @property
     def queued(self) -> int:
@@ -213,26 +227,24 @@ class Batcher:
         self._closing = True
         if not drain:
             self._fail_queue(Unavailable("the server is shutting down"))
-        self._release(self._room)
-        while self._queued or self._in_model:
-            if not self._tasks:
-                self._fail_queue(Unavailable("the server is shutting down"))
-                break
-            await asyncio.sleep(0.005)
-        self._stopped = True
-        self._release(self._idle)
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._pool.shutdown(wait=True)
+        self._release_room()
+        while self._tasks:
+            self._wake(self._workers)
+            await asyncio.wait(list(self._tasks))
+        self._fail_queue(Unavailable("the server is shutting down"))  # never started: nobody translates it
+        # On a thread: one that a cancelled worker left behind must not hold up the event loop.
+        await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
 
     # Queue
 
     def _fits(self, cost: int, lane: Lane) -> bool:
-        queued = self.queued_tokens
+        queued, of_batch_lane = self.queued_tokens, self._queued_tokens[Lane.BATCH]
         if not queued:
             return True  # a request larger than the queue would otherwise never get through
         if lane is Lane.BATCH:
-            share = BATCH_LANE_SHARE * self._max_queue_tokens
-            if self._queued_tokens[Lane.BATCH] and self._queued_tokens[Lane.BATCH] + cost > share:
+            if not of_batch_lane:
+                return True  # under interactive overload an export would otherwise never get through
+            if of_batch_lane + cost > BATCH_LANE_SHARE * self._max_queue_tokens:
                 return False
         return queued + cost <= self._max_queue_tokens
 
@@ -263,25 +275,35 @@ class Batcher:
 
     def _discard(self, request: Request) -> None:
         if self._remove(request):
-            self._release(self._room)
+            self._release_room()
 
     def _fail_queue(self, error: Exception) -> None:
         for lanes in list(self._lanes.values()):
             for request in [*lanes[0], *lanes[1]]:
                 self._remove(request)
                 _fail(request, error)
-        self._release(self._room)
+        self._release_room()
 
-    @staticmethod
-    def _release(waiters: deque[asyncio.Future[None]], count: int | None = None) -> None:
-        while waiters and (count is None or count > 0):
-            waiter = waiters.popleft()
+    def _release_room(self) -> None:
+        """Wake the first in line if it fits now, or everybody when there is nothing left to wait for."""
+        while self._room:
+            waiter, cost, lane = self._room[0]
             if not waiter.done():
+                if not self._closing and not self._fits(cost, lane):
+                    return
                 waiter.set_result(None)
-                count = count - 1 if count is not None else None
+                if not self._closing:
+                    self._room.popleft()
+                    return
+            self._room.popleft()
 
     def _wake(self, count: int) -> None:
-        self._release(self._idle, count)
+        """Wake idle workers."""
+        while self._idle and count > 0:
+            waiter = self._idle.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                count -= 1
 
     # Batches
 
@@ -300,15 +322,17 @@ class Batcher:
         for lane in lanes:
             # Nearest in length first: each addition costs the least padding. Ties keep arrival order.
             for request in sorted(lane, key=lambda r: abs(r.cost - anchor.cost)):
+                if longest * (len(chosen) + 1) > budget:
+                    break
                 if request is anchor or self._expired(request, now):
                     continue
-                if max(longest, request.cost) * (len(chosen) + 1) > budget:
-                    break
+                if request.cost * (len(chosen) + 1) > budget:
+                    continue  # too long, but a shorter one may still fit
                 longest = max(longest, request.cost)
                 chosen.append(request)
         for request in chosen:
             self._remove(request)
-        self._release(self._room)
+        self._release_room()
         return chosen
 
     def _budget(self) -> int:
@@ -320,7 +344,7 @@ class Batcher:
         return min(self._max_batch_tokens, max(share, MIN_SPLIT_TOKENS))
 
     def _next_in_turn(self, now: float) -> Request | None:
-        """Oldest interactive sentence, or the oldest of the batch lane when that has waited too long."""
+        """Oldest interactive sentence; oldest of the batch lane when there is none or when its turn has come."""
         oldest: list[Request | None] = [None, None]
         for lanes in list(self._lanes.values()):
             for lane in Lane:
@@ -331,7 +355,11 @@ class Batcher:
                 if head is not None and (best is None or head.enqueued < best.enqueued):
                     oldest[lane] = head
         interactive, batch_lane = oldest
-        if batch_lane is not None and (interactive is None or now - batch_lane.enqueued > self._batch_lane_max_wait):
+        if batch_lane is None or interactive is None:
+            return interactive or batch_lane
+        self._since_aged += 1
+        if self._since_aged >= AGED_TURN and now - batch_lane.enqueued >= self._batch_lane_max_wait:
+            self._since_aged = 0
             return batch_lane
         return interactive
 
@@ -355,7 +383,7 @@ class Batcher:
 
     def _worker_ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if self._stopped or task.get_loop().is_closed():
+        if task.get_loop().is_closed() or (not task.cancelled() and task.exception() is None):
             return
         # Only a bug or a cancelled task ends here; its batch is already resolved, the queue needs a successor.
         log.error("a batch worker died and is replaced", exc_info=None if task.cancelled() else task.exception())
@@ -363,9 +391,17 @@ class Batcher:
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
-        while not self._stopped:
-            batch = self._take()
+        while True:
+            try:
+                batch = self._take()
+            except Exception as error:
+                # A bug; left in the queue, the same sentences would meet it again and again.
+                log.exception("no batch could be formed")
+                self._fail_queue(_inference_error("the translation worker failed", error))
+                continue
             if not batch:
+                if self._closing:
+                    return
                 waiter = loop.create_future()
                 self._idle.append(waiter)
                 try:
@@ -377,7 +413,8 @@ class Batcher:
             self._busy += 1
             self._in_model += len(batch)
             try:
-                await self._run(loop, batch)
+                succeeded = await self._run(loop, batch, _Patience(len(batch)))
+                self._failed_in_a_row = 0 if succeeded else self._failed_in_a_row + 1
             finally:
                 self._busy -= 1
                 self._in_model -= len(batch)
@@ -385,65 +422,96 @@ class Batcher:
                 for request in batch:
                     _fail(request, InferenceError("the translation worker stopped"))
 
-    async def _run(self, loop: asyncio.AbstractEventLoop, batch: list[Request]) -> None:
+    async def _run(self, loop: asyncio.AbstractEventLoop, batch: list[Request], patience: _Patience) -> bool:
+        """Translate a batch and resolve its requests; tells whether any of them succeeded."""
         model, options = batch[0].model, batch[0].options
         started = monotonic()
         try:
             outputs = await loop.run_in_executor(self._pool, _infer, model, options, [r.tokens for r in batch])
-        except asyncio.CancelledError:
-            raise
-        # BaseException: an engine may raise SystemExit or a memory error of its own; no waiter may hang.
-        except BaseException as error:
-            await self._failed(loop, batch, error)
-            return
+        except Exception as error:  # no thread to be had
+            outputs = error
+        if isinstance(outputs, BaseException):
+            return await self._failed(loop, batch, outputs, patience)
+        patience.restore()
         seconds = monotonic() - started
-        self._set_failed(0)
+        waits = [started - r.enqueued for r in batch]
+        for request, (text, count), wait in zip(batch, outputs, waits, strict=True):
+            if not request.future.done():
+                request.future.set_result(Output(text, request.cost, count, wait, seconds))
         source_tokens = sum(r.cost for r in batch)
         rate = source_tokens / max(seconds, 1e-6) * self._workers
         self._tokens_per_second += (rate - self._tokens_per_second) * (0.1 if self._tokens_per_second else 1)
-        waits = [started - r.enqueued for r in batch]
-        self._observer.on_batch(
-            model.description.pair,
-            waits,
-            source_tokens,
-            len(batch) * max(r.cost for r in batch),
-            sum(count for _, count in outputs),
-            seconds,
-        )
-        for request, (text, target_tokens), wait in zip(batch, outputs, waits, strict=True):
-            if not request.future.done():
-                request.future.set_result(Output(text, request.cost, target_tokens, wait, seconds))
+        padded_tokens = len(batch) * max(r.cost for r in batch)
+        target_tokens = sum(count for _, count in outputs)
+        try:
+            self._observer.on_batch(model.description.pair, waits, source_tokens, padded_tokens, target_tokens, seconds)
+        except Exception:  # metrics that fail must not fail the comments
+            log.exception("the observer failed")
+        return True
 
-    async def _failed(self, loop: asyncio.AbstractEventLoop, batch: list[Request], error: BaseException) -> None:
+    async def _failed(
+        self, loop: asyncio.AbstractEventLoop, batch: list[Request], error: BaseException, patience: _Patience
+    ) -> bool:
         """Resolve a failed batch: try its halves apart, so that one bad sentence does not take its neighbours."""
-        self._set_failed(self._failed_in_a_row + 1)
         pair = batch[0].model.description.pair
         log.error("a batch of %d sentences (%s) failed", len(batch), pair, exc_info=error)
-        self._observer.on_batch_failure(pair, len(batch))
-        if len(batch) > 1 and self.healthy:
+        try:
+            self._observer.on_batch_failure(pair, len(batch))
+        except Exception:
+            log.exception("the observer failed")
+        if len(batch) > 1 and self.healthy and patience.left():
             middle = len(batch) // 2
-            await self._run(loop, batch[:middle])
-            await self._run(loop, batch[middle:])
-            return
+            first = await self._run(loop, batch[:middle], patience)
+            return await self._run(loop, batch[middle:], patience) or first
         for request in batch:
-            failure = InferenceError("the model failed on this comment")
-            failure.__cause__ = error
-            _fail(request, failure)
-
-    def _set_failed(self, count: int) -> None:
-        was = self.healthy
-        self._failed_in_a_row = count
-        if self._on_health and self.healthy != was:
-            self._on_health(self.healthy)
+            _fail(request, _inference_error("the model failed on this comment", error))
+        return False
 
 
-def _infer(model: Model, options: DecodingOptions, batch: Sequence[Sequence[int]]) -> list[tuple[str, int]]:
-    """Runs on a worker thread. Text and number of target tokens of each sentence."""
-    ids = model.generate(batch, options)
-    texts = model.decode(ids)
-    if len(ids) != len(batch) or len(texts) != len(batch):
-        raise RuntimeError(f"the model answered {len(texts)} of {len(batch)} sentences")
-    return [(text, len(tokens)) for text, tokens in zip(texts, ids, strict=True)]
+class _Patience:
+    """How many failures in a row the halving of one batch of ``size`` sentences may meet.
+
+    One bad sentence costs one failure for each halving; a model that fails on everything would cost two for each
+    sentence.
+    """
+
+    __slots__ = ("_failures", "_most")
+
+    def __init__(self, size: int) -> None:
+        self._most = size.bit_length() + UNHEALTHY_AFTER
+        self._failures = 0
+
+    def left(self) -> bool:
+        """Count a failure; tells whether it is worth going on."""
+        self._failures += 1
+        return self._failures <= self._most
+
+    def restore(self) -> None:
+        self._failures = 0
+
+
+def _infer(
+    model: Model, options: DecodingOptions, batch: Sequence[Sequence[int]]
+) -> list[tuple[str, int]] | BaseException:
+    """Runs on a worker thread. Text and number of target tokens of each sentence, or what the engine raised.
+
+    Returned and not raised: asyncio cannot carry every exception from a thread (StopIteration would hang the caller,
+    CancelledError would look like the caller's own).
+    """
+    try:
+        ids = model.generate(batch, options)
+        texts = model.decode(ids)
+        if len(ids) != len(batch) or len(texts) != len(batch):
+            raise RuntimeError(f"the model answered {len(texts)} of {len(batch)} sentences")
+        return [(text, len(tokens)) for text, tokens in zip(texts, ids, strict=True)]
+    except BaseException as error:
+        return error
+
+
+def _inference_error(message: str, cause: BaseException) -> InferenceError:
+    error = InferenceError(message)
+    error.__cause__ = cause
+    return error
 
 
 def _fail(request: Request, error: Exception) -> None:

@@ -41,7 +41,7 @@ class Entry(NamedTuple):
 
 @dataclass(slots=True)
 class CacheStats:
-    """Counts since the start."""
+    """Counts of sentences since the start: found, given to the model, joined to one in flight, dropped."""
 
     hits: int = 0
     misses: int = 0
@@ -74,10 +74,9 @@ class TranslationCache:
         self.stats = CacheStats()
 
     def get(self, key: Key) -> Entry | None:
-        """The entry, counted as a hit or a miss."""
+        """The entry, counted as a hit if there is one."""
         found = self._store.get(key)
         if found is None:
-            self.stats.misses += 1
             return None
         self.stats.hits += 1
         return found[1]
@@ -87,14 +86,15 @@ class TranslationCache:
         before = len(self._store) + (key not in self._store)
         try:
             self._store[key] = (key, entry)
-        except ValueError:  # cachetools: value too large
+        except ValueError:  # cachetools: value too large; an older entry of this key must not outlive it
+            self._store.pop(key, None)
             return
         self.stats.evictions += before - len(self._store)
 
     def join(self, key: Key) -> Flight | None:
         """The computation of ``key`` that is under way, if any, with the caller counted as one who waits."""
         flight = self._flights.get(key)
-        if flight is None or not flight.waiters:  # without waiters it is being cancelled
+        if flight is None or not flight.waiters or flight.failed:  # without waiters it is being cancelled
             return None
         self.stats.joined += 1
         flight.waiters += 1
@@ -113,6 +113,7 @@ class TranslationCache:
         task = asyncio.get_running_loop().create_task(compute)
         flight = Flight(task, requests)
         if shared:
+            self.stats.misses += 1
             self._flights[key] = flight
         task.add_done_callback(lambda _: self._landed(key, flight))
         return flight
@@ -155,6 +156,17 @@ class Flight:
         self.waiters -= 1
         if not self.waiters and not self.task.done():
             self.task.cancel()
+            # Not left to the task: one that never ran would not see its cancellation.
+            for request in self.requests:
+                request.future.cancel()
+
+    @property
+    def failed(self) -> bool:
+        """A part of the work has failed, e.g. its deadline has passed; the task is about to say so."""
+        return any(
+            request.future.done() and (request.future.cancelled() or request.future.exception())
+            for request in self.requests
+        )
 
     def extend(self, deadline: float | None) -> None:
         """Keep the work alive for a caller whose deadline is later."""

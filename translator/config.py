@@ -100,7 +100,7 @@ class Settings(BaseSettings):
         65_536, ge=16, description="Source tokens that may wait; past it calls get RESOURCE_EXHAUSTED."
     )
     batch_lane_max_wait_seconds: float = Field(
-        2.0, ge=0, description="After this wait a sentence of the batch lane goes before interactive ones."
+        2.0, ge=0, description="After this wait sentences of the batch lane get their turn before interactive ones."
     )
 
     # Cache

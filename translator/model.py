@@ -56,11 +56,12 @@ class ModelDescription:
     device: str
     compute_type: str
     placeholders: tuple[str, ...] = field(default=())
+    id: str = field(init=False, repr=False, compare=False)
+    """Everything that may change an output, in one string. Made once: every key of the cache refers to it."""
 
-    @property
-    def id(self) -> str:
-        """Everything that may change an output, in one string."""
-        return "/".join((self.name, self.pair, self.revision, self.engine, self.device, self.compute_type))
+    def __post_init__(self) -> None:
+        parts = (self.name, self.pair, self.revision, self.engine, self.device, self.compute_type)
+        object.__setattr__(self, "id", "/".join(parts))
 
 
 class Model(Protocol):

@@ -117,7 +117,13 @@ class Call:
 
 @dataclass(slots=True)
 class _Comment:
-    """One comment under way. ``keys`` runs beside ``parts``; literal parts have none."""
+    """One comment under way.
+
+    Args:
+        hant: may hold Traditional characters, which the models do not read.
+        keys: run beside ``parts``; literal parts have none.
+        computed: the model was needed for a part that has since been cut up.
+    """
 
     content: str
     normalised: str
@@ -127,6 +133,7 @@ class _Comment:
     model: Model | None
     parts: list[text.Part]
     keys: list[Key | None] = field(default_factory=list)
+    computed: bool = False
 
 
 @dataclass(slots=True)
@@ -185,9 +192,12 @@ class Translator:
             wanted = registry.sources(settings.model)
             self._default_family = wanted[0].name
             _, _, workers, _ = engines.resolve(settings)
-            with ThreadPoolExecutor(len(wanted), thread_name_prefix="load") as pool:
-                started = monotonic()
+            started = monotonic()
+            pool = ThreadPoolExecutor(len(wanted), thread_name_prefix="load")
+            try:
                 loaded = await asyncio.gather(*(loop.run_in_executor(pool, self._load, source) for source in wanted))
+            finally:
+                pool.shutdown(wait=False)  # a start that is cancelled must not wait for a conversion
             for source, model in zip(wanted, loaded, strict=True):
                 self._models[source.name, source.pair] = model
                 self._observer.on_model_loaded(f"{source.name}/{source.pair}", monotonic() - started)
@@ -219,6 +229,17 @@ class Translator:
             raise ModelError(f"{description.id}: the first translation failed: {error.__cause__}") from error
         if not output.text:
             raise ModelError(f"{description.id}: the first translation is empty; is it a model of this pair?")
+
+    async def probe(self) -> None:
+        """Translate a sentence with each model, so that failing workers can show that they have recovered.
+
+        A load balancer sends an unhealthy server no calls; without this it would never become healthy again.
+        """
+        for model in self._models.values():
+            try:
+                await self._warm_up(model)
+            except TranslateError as error:
+                log.warning("%s does not answer yet: %s", model.description.id, error)
 
     async def close(self, drain: bool = True) -> None:
         """Stop; with ``drain`` work in the queue is finished first. Idempotent."""
@@ -329,6 +350,13 @@ class Translator:
                 "REQUEST_TOO_LONG",
             )
 
+    def _too_long(self, index: int, content: str) -> InvalidRequest:
+        return InvalidRequest(
+            f"contents[{index}]",
+            f"has {len(content)} code points; the limit is {self.settings.max_content_codepoints}",
+            "CONTENT_TOO_LONG",
+        )
+
     async def translate(
         self,
         contents: Sequence[str],
@@ -360,6 +388,8 @@ class Translator:
             DeadlineExceeded: ``timeout`` passed.
             Unavailable: not started, or shutting down.
         """
+        if not self.started:
+            raise Unavailable("the models are loading")
         call = self.check(
             contents,
             target=target,
@@ -387,6 +417,9 @@ class Translator:
         if not contents:
             raise InvalidRequest("contents", "is empty; give at least one text", "EMPTY_CONTENTS")
         self._check_size(contents)
+        for i, content in enumerate(contents):
+            if len(content) > self.settings.max_content_codepoints:
+                raise self._too_long(i, content)
         return [language.detect(text.normalise(content)) for content in contents]
 
     # The route
@@ -397,18 +430,20 @@ class Translator:
         for i, content in enumerate(contents):
             try:
                 prepared.append(self._prepare(i, content, call))
-            except Exception:
-                log.exception("a bug while a comment was prepared")
-                error = InferenceError("this comment could not be translated")
-                prepared.append(Translation(content, call.source or UND, 0.0, error=error))
+            except Exception as error:
+                prepared.append(Translation(content, call.source or UND, 0.0, error=_bug("prepared", error)))
             if i % 32 == 31:  # a long list must not hold up everybody else's event loop
                 await asyncio.sleep(0)
         comments = [item for item in prepared if isinstance(item, _Comment)]
         outcomes = _Outcomes()
         await self._solve(comments, call, outcomes, result)
         # Where the model lost a placeholder, translate around the span instead: that cannot lose it.
-        if again := [comment for comment in comments if self._resplit(comment, call, outcomes)]:
-            await self._solve(again, call, outcomes, result)
+        if again := [comment for comment in comments if self._resplit(comment, outcomes)]:
+            try:
+                await self._solve(again, call, outcomes, result)
+            except Overloaded as error:  # only what is missing fails; the rest is there
+                for key in filter(None, (key for comment in again for key in comment.keys)):
+                    outcomes.entries.setdefault(key, error)
         for item in prepared:
             translation = self._finish(item, call, outcomes) if isinstance(item, _Comment) else item
             result.translations.append(translation)
@@ -417,14 +452,8 @@ class Translator:
 
     def _prepare(self, index: int, content: str, call: Call) -> _Comment | Translation:
         """Everything before the model. A comment that needs none comes back as its translation."""
-        limit = self.settings.max_content_codepoints
-        if len(content) > limit:
-            error = InvalidRequest(
-                f"contents[{index}]",
-                f"has {len(content)} code points; the limit is {limit}",
-                "CONTENT_TOO_LONG",
-            )
-            return Translation(content, call.source or UND, 0.0, error=error)
+        if len(content) > self.settings.max_content_codepoints:
+            return Translation(content, call.source or UND, 0.0, error=self._too_long(index, content))
         normalised = text.normalise(content)
         if not text.has_linguistic_content(normalised):
             return Translation(content, call.source or UND, 0.0, skip=SkipReason.NO_LINGUISTIC_CONTENT)
@@ -435,8 +464,8 @@ class Translator:
         if source not in (ZH_HANS, ZH_HANT, EN):
             return Translation(content, source, confidence, skip=SkipReason.UNSUPPORTED_LANGUAGE)
         # A caller who names the source may still send a comment that is in the target language.
-        mistaken = call.source and call.source[:2] != call.target[:2] and found.language[:2] == call.target[:2]
-        if source == call.target or mistaken:
+        in_target = found.language in (ZH_HANS, ZH_HANT, EN) and found.language[:2] == call.target[:2]
+        if source == call.target or (call.source and call.source[:2] != call.target[:2] and in_target):
             return Translation(content, source, confidence, skip=SkipReason.ALREADY_TARGET_LANGUAGE)
         try:
             model = self._model(call.family, source, call.target)
@@ -451,11 +480,30 @@ class Translator:
             slang=self.settings.slang and model is not None,
         )
         if not any(isinstance(part, text.Sentence) for part in parts):
-            return Translation(content, source, confidence, skip=SkipReason.ALREADY_TARGET_LANGUAGE)
+            return self._without_model(content, normalised, found, source, confidence, parts, call)
         hant = ZH_HANT in (source, found.language)
         comment = _Comment(content, normalised, source, confidence, hant, model, parts)
         self._set_keys(comment)
         return comment
+
+    def _without_model(
+        self,
+        content: str,
+        normalised: str,
+        found: language.Detection,
+        source: str,
+        confidence: float,
+        parts: Sequence[text.Part],
+        call: Call,
+    ) -> Translation:
+        """A comment that has no sentence for the model: slang or terms alone, or nothing to translate at all."""
+        joined = text.join([part for part in parts if isinstance(part, str)], source, call.target)
+        if joined != normalised:
+            terms = text.applied_terms(normalised, call.terms) if call.terms else ()
+            return Translation(joined, source, confidence, applied_terms=terms)
+        readable = found.language in (ZH_HANS, ZH_HANT, EN, UND)
+        skip = SkipReason.ALREADY_TARGET_LANGUAGE if readable else SkipReason.UNSUPPORTED_LANGUAGE
+        return Translation(content, source, confidence, skip=skip)
 
     def _set_keys(self, comment: _Comment) -> None:
         if comment.model is None:
@@ -480,15 +528,10 @@ class Translator:
                 for key in filter(None, comment.keys):
                     if key in outcomes.entries or key in flights or key in missing:
                         continue
-                    if call.cache is CachePolicy.USE and (entry := self.cache.get(key)):
-                        outcomes.entries[key] = entry
-                    elif call.cache is not CachePolicy.BYPASS and (flight := self.cache.join(key)):
-                        self._hurry(flight, call)
-                        flights[key] = flight
-                    else:
+                    if not self._known(key, call, outcomes, flights):
                         missing[key] = comment
             if missing:
-                await self._launch(missing, call, flights, result)
+                await self._launch(missing, call, outcomes, flights, result)
             for key, flight in flights.items():
                 outcomes.computed.add(key)
                 try:
@@ -497,9 +540,8 @@ class Translator:
                     raise
                 except TranslateError as error:
                     outcomes.entries[key] = error
-                except Exception:
-                    log.exception("a bug while a sentence was translated")
-                    outcomes.entries[key] = InferenceError("this comment could not be translated")
+                except Exception as error:
+                    outcomes.entries[key] = _bug("translated", error)
         finally:
             for flight in flights.values():
                 flight.leave()
@@ -511,42 +553,62 @@ class Translator:
             for request in flight.requests:
                 self.batcher.promote(request)
 
+    def _known(self, key: Key, call: Call, outcomes: _Outcomes, flights: dict[Key, Flight]) -> bool:
+        """Take a sentence from the cache, or join the computation that is under way."""
+        if call.cache is CachePolicy.USE and (entry := self.cache.get(key)):
+            outcomes.entries[key] = entry
+            return True
+        if call.cache is not CachePolicy.BYPASS and (flight := self.cache.join(key)):
+            self._hurry(flight, call)
+            flights[key] = flight
+            return True
+        return False
+
     async def _launch(
-        self, missing: dict[Key, _Comment], call: Call, flights: dict[Key, Flight], result: Result
+        self,
+        missing: dict[Key, _Comment],
+        call: Call,
+        outcomes: _Outcomes,
+        flights: dict[Key, Flight],
+        result: Result,
     ) -> None:
         """Encode and queue sentences; adds their flights to ``flights``. All are queued or, interactive, none."""
-        keys = list(missing)
-        comment = missing[keys[0]]
-        model = comment.model
+        model = next(iter(missing.values())).model
         assert model is not None  # keys exist only where a model does; one call has one direction, so one model
-        encoded: list[list[list[int]]] = []
+        encoded: dict[Key, list[list[int]]] = {}
+        keys = list(missing)
         for start in range(0, len(keys), 64):
             if start:
                 await asyncio.sleep(0)
-            for ids in model.encode([key.sentence for key in keys[start : start + 64]]):
-                encoded.append(list(_chunks(ids, model.max_tokens)))
+            encoded |= self._encode(model, keys[start : start + 64], outcomes)
         # The batch lane goes in small steps, so that it can start before all of it fits.
+        keys = list(encoded)
         step = len(keys) if call.lane is Lane.INTERACTIVE else 64
-        for start in range(0, len(keys), step):
-            chunk = encoded[start : start + step]
-            flat = [ids for sentence in chunk for ids in sentence]
-            requests = await self._submit(model, flat, call)
-            for key, sentence in zip(keys[start : start + step], chunk, strict=True):
-                own, requests = requests[: len(sentence)], requests[len(sentence) :]
+        for start in range(0, len(keys), step or 1):
+            chunk = keys[start : start + step]
+            if call.lane is Lane.BATCH:
+                await self.batcher.wait_for_room(sum(len(ids) for key in chunk for ids in encoded[key]), call.lane)
+            # While this call encoded or waited, others may have begun the same sentences.
+            chunk = [key for key in chunk if not self._known(key, call, outcomes, flights)]
+            flat = [ids for key in chunk for ids in encoded[key]]
+            requests = self.batcher.submit(model, self._options, flat, call.lane, call.deadline)
+            for key in chunk:
+                count = len(encoded[key])
+                own, requests = requests[:count], requests[count:]
                 job = self._compute(key, model, own, call, result)
                 flights[key] = self.cache.launch(key, job, own, shared=call.cache is not CachePolicy.BYPASS)
 
-    async def _submit(self, model: Model, batch: list[list[int]], call: Call) -> list[Request]:
-        batcher = self.batcher
-        cost = sum(map(len, batch))
-        while True:
-            if call.lane is Lane.BATCH:
-                await batcher.wait_for_room(cost, call.lane)
-            try:
-                return batcher.submit(model, self._options, batch, call.lane, call.deadline)
-            except Overloaded:
-                if call.lane is not Lane.BATCH:
-                    raise
+    @staticmethod
+    def _encode(model: Model, keys: Sequence[Key], outcomes: _Outcomes) -> dict[Key, list[list[int]]]:
+        """Token ids of each sentence, in pieces that fit the model; one that cannot be encoded fails alone."""
+        try:
+            batches = model.encode([key.sentence for key in keys])
+            return {key: list(_chunks(ids, model.max_tokens)) for key, ids in zip(keys, batches, strict=True)}
+        except Exception as error:
+            if len(keys) == 1:
+                outcomes.entries[keys[0]] = _bug("encoded", error)
+                return {}
+        return {key: ids for one in keys for key, ids in Translator._encode(model, [one], outcomes).items()}
 
     async def _compute(self, key: Key, model: Model, requests: list[Request], call: Call, result: Result) -> Entry:
         """Await the model, judge its output, try once more if it is unfit, store what came of it."""
@@ -559,10 +621,13 @@ class Translator:
         entry = Entry(separator.join(output.text for output in outputs))
         if self.settings.guard and (problem := guard.check(key.sentence, entry.text, source, target)):
             batch = [request.tokens for request in requests]
+            if requests[0].lane is Lane.BATCH:
+                await self.batcher.wait_for_room(sum(map(len, batch)), Lane.BATCH)
             lane, deadline = requests[0].lane, requests[0].deadline
             try:
                 requests[:] = self.batcher.submit(model, self._safer, batch, lane, deadline)
-            except Overloaded:
+            except (Overloaded, Unavailable):
+                self._observer.on_unfit(pair, problem, False)
                 return Entry(entry.text, problem)  # not stored: there was no second try
             outputs = [await request.future for request in requests]
             for output in outputs:
@@ -574,29 +639,45 @@ class Translator:
             self.cache.put(key, entry)
         return entry
 
-    def _resplit(self, comment: _Comment, call: Call, outcomes: _Outcomes) -> bool:
-        """Replace sentences whose placeholders did not survive by their pieces; tells whether there were any."""
+    def _resplit(self, comment: _Comment, outcomes: _Outcomes) -> bool:
+        """Replace sentences whose placeholders or figures did not survive by their pieces.
+
+        Returns:
+            Whether there were any.
+        """
         parts: list[text.Part] = []
         lost = False
         for part, key in zip(comment.parts, comment.keys, strict=False):
             entry = outcomes.entries.get(key) if key else None
-            if (
-                isinstance(part, text.Sentence)
-                and part.spans
-                and isinstance(entry, Entry)
-                and (entry.problem or part.restore(entry.text) is None)
-            ):
-                parts += part.split()
+            pieces: list[text.Sentence | str] = []
+            if isinstance(part, text.Sentence) and isinstance(entry, Entry):
+                try:
+                    if entry.problem or part.restore(entry.text) is None:
+                        pieces = part.split()
+                except Exception as error:
+                    assert key
+                    outcomes.entries[key] = _bug("restored", error)
+            if len(pieces) > 1:
+                parts += pieces
                 lost = True
             else:
                 parts.append(part)
         if not lost:
             return False
+        comment.computed = not outcomes.computed.isdisjoint(filter(None, comment.keys))
         comment.parts = parts
         self._set_keys(comment)
         return True
 
     def _finish(self, comment: _Comment, call: Call, outcomes: _Outcomes) -> Translation:
+        """The comment's translation; a bug here is this comment's own error."""
+        try:
+            return self._join(comment, call, outcomes)
+        except Exception as error:
+            bug = _bug("put together", error)
+            return Translation(comment.content, comment.source, comment.confidence, error=bug)
+
+    def _join(self, comment: _Comment, call: Call, outcomes: _Outcomes) -> Translation:
         """Put the parts together; a sentence that failed stays as it was."""
         parts: list[str] = []
         failures: list[TranslateError] = []
@@ -626,7 +707,9 @@ class Translator:
             comment.source,
             comment.confidence,
             model=f"{description.name}/{description.pair}" if description else "",
-            cache_hit=bool(comment.keys) and outcomes.computed.isdisjoint(filter(None, comment.keys)),
+            cache_hit=bool(comment.keys)
+            and not comment.computed
+            and outcomes.computed.isdisjoint(filter(None, comment.keys)),
             error=failures[0] if failures else None,
             applied_terms=text.applied_terms(comment.normalised, call.terms) if call.terms else (),
         )
@@ -638,7 +721,8 @@ class Translator:
             outcome = translation.skip.value
         else:
             outcome = "cached" if translation.cache_hit else "translated"
-        self._observer.on_comment(f"{translation.detected_language[:2]}-{call.target[:2]}", outcome)
+        source, target = translation.detected_language.partition("-")[0], call.target.partition("-")[0]
+        self._observer.on_comment(f"{source}-{target}", outcome)
 
     def _model(self, family: str, source: str, target: str) -> Model | None:
         """The model of a direction; None when a change of script is all there is to do."""
@@ -653,6 +737,12 @@ class Translator:
                 "UNSUPPORTED_PAIR",
             )
         return model
+
+
+def _bug(step: str, error: Exception) -> InferenceError:
+    """What a caller learns of a bug in the work on one comment; the log learns the rest."""
+    log.error("a bug while a comment was %s", step, exc_info=error)
+    return InferenceError("this comment could not be translated")
 
 
 def _canonical(code: str, field: str) -> str:
