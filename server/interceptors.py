@@ -113,12 +113,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 class _Call:
     """Bookkeeping of one call."""
 
-    __slots__ = ("_context", "_metrics", "_name", "_started", "code")
+    __slots__ = ("_context", "_metrics", "_name", "_peer", "_started", "code")
 
     def __init__(self, metrics: Metrics, name: str, context: Any) -> None:
         self._metrics = metrics
         self._name = name
         self._context = context
+        # Asked now: after a hard stop the call's core is gone, and asking it kills the process.
+        self._peer = context.peer()
         self.code = "OK"
         self._started = perf_counter()
         metrics.in_flight.inc()
@@ -150,7 +152,7 @@ class _Call:
         self._metrics.in_flight.dec()
         self._metrics.requests.labels(self._name, self.code).inc()
         self._metrics.latency.labels(self._name).observe(seconds)
-        log.debug("call", method=self._name, code=self.code, ms=round(1000 * seconds, 2), peer=self._context.peer())
+        log.debug("call", method=self._name, code=self.code, ms=round(1000 * seconds, 2), peer=self._peer)
 
 
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}

@@ -12,6 +12,8 @@ from typing import Any
 
 import grpc
 import structlog
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor import FileDescriptor
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
@@ -83,7 +85,8 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if settings.reflection:
             names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
-            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
+            pool: Any = _Symbols()
+            reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server, pool)
         address = f"{settings.host}:{settings.port}"
         try:
             credentials = _credentials(settings)
@@ -139,6 +142,23 @@ class Server:
                 status = health_pb2.HealthCheckResponse
                 await self._set_health(status.SERVING if serving else status.NOT_SERVING)
                 log.warning("health changed", serving=serving)
+
+
+class _Symbols:
+    """The default descriptor pool, which also finds methods by name: ghz asks for "package.Service.Method"."""
+
+    def __init__(self) -> None:
+        self._pool = descriptor_pool.Default()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def FindFileContainingSymbol(self, symbol: str) -> FileDescriptor:
+        """The file that defines a message, a service or a method; KeyError when there is none."""
+        try:
+            return self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            return self._pool.FindMethodByName(symbol).containing_service.file
 
 
 def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
@@ -220,8 +240,8 @@ def _hint(settings: Settings, port: int) -> str:
     request = '{"contents": ["这家店的奶茶绝了😭"], "target_language_code": "en"}'
     return (
         f"\nServing on {host}:{port}. In another terminal, type:\n\n"
-        f"  make client                     # a Python client, server/../bench/client.py\n"
-        f"  make tools                      # installs grpcurl and ghz (needs Go), then:\n"
+        "  make client                     # a small Python client, docs/client.py\n"
+        "  make tools                      # installs grpcurl and ghz (needs Go), then:\n"
         f"  .tools/grpcurl {plain}-d '{request}' \\\n    {host}:{port} {SERVICE}/TranslateText\n\n"
         "Ctrl-C drains and stops.\n"
     )

@@ -6,6 +6,7 @@ of its own: the server keeps neither torch's memory nor its import time.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -22,6 +23,8 @@ from translator.errors import ConfigError, ModelError
 from translator.model import DecodingOptions, ModelDescription
 from translator.registry import ModelFolder
 from translator.vocabulary import EOS, Vocabulary
+
+log = logging.getLogger(__name__)
 
 _CONVERT = """
 import sys, warnings
@@ -55,6 +58,7 @@ def convert(folder: ModelFolder, quantization: str, cache_dir: Path) -> Path:
         with FileLock(str(target) + ".lock"):
             if (target / "model.bin").exists():
                 return target
+            log.info("converting %s/%s for CTranslate2; this happens once", folder.name, folder.pair)
             work = Path(tempfile.mkdtemp(prefix=name + ".", dir=target.parent))
             try:
                 done = subprocess.run(
