@@ -138,9 +138,10 @@ class _State(Collector):
             yield GaugeMetricFamily(name, text, value=value)
         lookups = CounterMetricFamily(
             "translate_cache_lookups",
-            "Sentences looked up: hit, miss, or joined to the same sentence in flight.",
+            "Whole comments found; sentences looked up: hit, miss, or joined to the same sentence in flight.",
             labels=["result"],
         )
+        lookups.add_metric(["comment_hit"], cache.stats.comment_hits)
         lookups.add_metric(["hit"], cache.stats.hits)
         lookups.add_metric(["miss"], cache.stats.misses)
         lookups.add_metric(["joined"], cache.stats.joined)

@@ -1,4 +1,7 @@
-"""Cache of translated sentences, with identical work in flight done once.
+"""Cache of translated sentences and whole comments, with identical work in flight done once.
+
+Sentences are the main store: a comment may share some with others. In front of it lies a small store of whole comments, so that
+the comment that everybody reads costs one look-up instead of normalising, detecting and segmenting it again.
 
 Keys hold the sentence itself, never only its hash, so that a hit can not be another sentence's translation.
 All state belongs to one event loop and needs no lock.
@@ -11,13 +14,18 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from sys import getsizeof
 from time import monotonic
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from cachetools import Cache, LRUCache, TTLCache
 
 from translator.batcher import Request
 from translator.guard import Problem
 from translator.model import DecodingOptions
+
+K = TypeVar("K")
+V = TypeVar("V")
+A = TypeVar("A", bound="Answer")
+_Store = Cache[K, tuple[K, V]]
 
 # Bytes that an entry costs besides its strings: key tuple, value, three dictionary slots, ordered-dict link.
 # Measured with tracemalloc over 100,000 entries (tests/test_cache.py holds it to within a third).
@@ -32,6 +40,15 @@ class Key(NamedTuple):
     sentence: str
 
 
+class CommentKey(NamedTuple):
+    """Everything that a comment's translation depends on, the server's settings apart."""
+
+    content: str
+    source: str
+    target: str
+    family: str
+
+
 class Entry(NamedTuple):
     """A sentence's translation, or what was wrong with it: failures are remembered too."""
 
@@ -41,8 +58,10 @@ class Entry(NamedTuple):
 
 @dataclass(slots=True)
 class CacheStats:
-    """Counts of sentences since the start: found, given to the model, joined to one in flight, dropped."""
+    """Counts since the start: whole comments found; sentences found, given to the model, joined to one in flight; entries
+    dropped."""
 
+    comment_hits: int = 0
     hits: int = 0
     misses: int = 0
     joined: int = 0
@@ -50,46 +69,70 @@ class CacheStats:
 
 
 def entry_size(key: Key, entry: Entry) -> int:
-    """Memory of an entry in bytes, strings by their real size."""
+    """Memory of a sentence's entry in bytes, strings by their real size."""
     return getsizeof(key.sentence) + getsizeof(entry.text) + ENTRY_OVERHEAD
 
 
-class TranslationCache:
+def comment_size(key: CommentKey, answer: Answer) -> int:
+    """Memory of a comment's entry in bytes."""
+    return getsizeof(key.content) + getsizeof(answer.text) + ENTRY_OVERHEAD
+
+
+class Answer(Protocol):
+    """What is kept of a comment: ``translator.service.Translation``."""
+
+    @property
+    def text(self) -> str: ...
+
+
+class TranslationCache(Generic[A]):
     """LRU bounded in bytes, optionally with a time to live.
 
     Args:
-        max_bytes: memory for entries; 0 keeps nothing.
+        max_bytes: memory for entries, a quarter of it for whole comments; 0 keeps nothing.
         ttl: seconds until an entry expires; 0 means never.
         timer: clock for ``ttl``.
     """
 
     def __init__(self, max_bytes: int, ttl: float = 0, timer: Callable[[], float] = monotonic) -> None:
-        # cachetools asks for the size of a value alone, hence the key beside the entry.
-        self._store: Cache[Key, tuple[Key, Entry]]
-        if ttl:
-            self._store = TTLCache(max_bytes, ttl, timer, getsizeof=lambda item: entry_size(*item))
-        else:
-            self._store = LRUCache(max_bytes, getsizeof=lambda item: entry_size(*item))
+        for_comments = max_bytes // 4
+        self._sentences: _Store[Key, Entry] = _store(max_bytes - for_comments, ttl, timer, entry_size)
+        self._comments: _Store[CommentKey, A] = _store(for_comments, ttl, timer, comment_size)
         self._flights: dict[Key, Flight] = {}
         self.stats = CacheStats()
 
     def get(self, key: Key) -> Entry | None:
-        """The entry, counted as a hit if there is one."""
-        found = self._store.get(key)
+        """A sentence's entry, counted as a hit if there is one."""
+        found = self._sentences.get(key)
         if found is None:
             return None
         self.stats.hits += 1
         return found[1]
 
     def put(self, key: Key, entry: Entry) -> None:
-        """Store an entry; one larger than the whole cache is left out."""
-        before = len(self._store) + (key not in self._store)
+        """Store a sentence; one larger than the whole cache is left out."""
+        self._put(self._sentences, key, entry)
+
+    def get_comment(self, key: CommentKey) -> A | None:
+        """A whole comment's answer, counted as a hit if there is one."""
+        found = self._comments.get(key)
+        if found is None:
+            return None
+        self.stats.comment_hits += 1
+        return found[1]
+
+    def put_comment(self, key: CommentKey, answer: A) -> None:
+        """Store a whole comment; one larger than its part of the cache is left out."""
+        self._put(self._comments, key, answer)
+
+    def _put(self, store: _Store[K, V], key: K, value: V) -> None:
+        before = len(store) + (key not in store)
         try:
-            self._store[key] = (key, entry)
+            store[key] = (key, value)
         except ValueError:  # cachetools: value too large; an older entry of this key must not outlive it
-            self._store.pop(key, None)
+            store.pop(key, None)
             return
-        self.stats.evictions += before - len(self._store)
+        self.stats.evictions += before - len(store)
 
     def join(self, key: Key) -> Flight | None:
         """The computation of ``key`` that is under way, if any, with the caller counted as one who waits."""
@@ -127,14 +170,23 @@ class TranslationCache:
     @property
     def bytes(self) -> int:
         """Memory of all entries."""
-        return int(self._store.currsize)
+        return int(self._sentences.currsize + self._comments.currsize)
 
     def __len__(self) -> int:
-        return len(self._store)
+        """Number of sentences."""
+        return len(self._sentences)
 
     def clear(self) -> None:
         """Drop all entries; what is in flight goes on."""
-        self._store.clear()
+        self._sentences.clear()
+        self._comments.clear()
+
+
+def _store(max_bytes: int, ttl: float, timer: Callable[[], float], size: Callable[[K, V], int]) -> _Store[K, V]:
+    # cachetools asks for the size of a value alone, hence the key beside the value.
+    if ttl:
+        return TTLCache(max_bytes, ttl, timer, getsizeof=lambda item: size(*item))
+    return LRUCache(max_bytes, getsizeof=lambda item: size(*item))
 
 
 class Flight:

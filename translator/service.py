@@ -10,13 +10,13 @@ import asyncio
 import logging
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from time import monotonic
 
 from translator import engines, guard, language, registry, text
 from translator.batcher import Batcher, Lane, Output, Request
-from translator.cache import Entry, Flight, Key, TranslationCache
+from translator.cache import CommentKey, Entry, Flight, Key, TranslationCache
 from translator.config import Settings
 from translator.errors import (
     DeadlineExceeded,
@@ -172,7 +172,7 @@ class Translator:
             max_length_factor=2.0,
             max_length_offset=8,
         )
-        self.cache = TranslationCache(settings.cache_bytes, settings.cache_ttl_seconds)
+        self.cache: TranslationCache[Translation] = TranslationCache(settings.cache_bytes, settings.cache_ttl_seconds)
         self._batcher: Batcher | None = None
         self._ready = False
 
@@ -428,6 +428,9 @@ class Translator:
         result = Result()
         prepared: list[_Comment | Translation] = []
         for i, content in enumerate(contents):
+            if (known := self._known_comment(content, call)) is not None:
+                prepared.append(known)
+                continue
             try:
                 prepared.append(self._prepare(i, content, call))
             except Exception as error:
@@ -445,10 +448,29 @@ class Translator:
                 for key in filter(None, (key for comment in again for key in comment.keys)):
                     outcomes.entries.setdefault(key, error)
         for item in prepared:
-            translation = self._finish(item, call, outcomes) if isinstance(item, _Comment) else item
+            if isinstance(item, _Comment):
+                translation = self._finish(item, call, outcomes)
+                self._keep_comment(translation, item.content, call)
+            else:
+                translation = item
             result.translations.append(translation)
             self._observe(translation, call)
         return result
+
+    def _known_comment(self, content: str, call: Call) -> Translation | None:
+        """The answer to a comment that was translated before, unless the caller's own terms bear on it."""
+        if call.cache is not CachePolicy.USE or call.terms:
+            return None
+        return self.cache.get_comment(CommentKey(content, call.source, call.target, call.family))
+
+    def _keep_comment(self, translation: Translation, content: str, call: Call) -> None:
+        if call.cache is CachePolicy.BYPASS or call.terms or translation.error or not translation.model:
+            return
+        # With a time to live only what was computed now may start one; else a comment could outlive its sentences twice.
+        if self.settings.cache_ttl_seconds and translation.cache_hit:
+            return
+        key = CommentKey(content, call.source, call.target, call.family)
+        self.cache.put_comment(key, replace(translation, cache_hit=True))
 
     def _prepare(self, index: int, content: str, call: Call) -> _Comment | Translation:
         """Everything before the model. A comment that needs none comes back as its translation."""
