@@ -1,7 +1,8 @@
 """Cache of translated sentences and whole comments, with identical work in flight done once.
 
-Sentences are the main store: a comment may share some with others. In front of it lies a small store of whole comments, so that
-the comment that everybody reads costs one look-up instead of normalising, detecting and segmenting it again.
+Sentences are the main store: a comment may share some with others. In front of it lies a small store of whole
+comments, so that the comment that everybody reads costs one look-up instead of normalising, detecting and segmenting
+it again.
 
 Keys hold the sentence itself, never only its hash, so that a hit can not be another sentence's translation.
 All state belongs to one event loop and needs no lock.
@@ -58,8 +59,10 @@ class Entry(NamedTuple):
 
 @dataclass(slots=True)
 class CacheStats:
-    """Counts since the start: whole comments found; sentences found, given to the model, joined to one in flight; entries
-    dropped."""
+    """Counts since the start.
+
+    Whole comments found; sentences found, given to the model, joined to one in flight; entries dropped.
+    """
 
     comment_hits: int = 0
     hits: int = 0

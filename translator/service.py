@@ -466,7 +466,7 @@ class Translator:
     def _keep_comment(self, translation: Translation, content: str, call: Call) -> None:
         if call.cache is CachePolicy.BYPASS or call.terms or translation.error or not translation.model:
             return
-        # With a time to live only what was computed now may start one; else a comment could outlive its sentences twice.
+        # With a time to live only what was computed now may start one; else a comment could live twice as long.
         if self.settings.cache_ttl_seconds and translation.cache_hit:
             return
         key = CommentKey(content, call.source, call.target, call.family)
