@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from translator.errors import UnsupportedLanguage
@@ -29,39 +31,20 @@ def test_canonical_rejects_everything_else(code: str) -> None:
     assert caught.value.field == "source_language_code"
 
 
-CASES = {
-    ZH_HANS: [
-        "好", "6啊", "绝了", "在吗", "笑死", "啊啊啊啊啊啊", "哈哈哈", "蹲蹲蹲", "emo了", "p图吗", "iOS v区", "yyds", "xswl", "u1s1",
-        "今天的mood：榴莲千层", "会说banana就饿不死", "iPhone 15 Pro Max 真香", "这个is so good吗", "OK的", "@tom 好看", "[doge]不错",
-        "的の日常", "ありがとう是谢谢的意思吗", "好吃😋😋😋", "1.1w紫薯", "Q：在哪里买的", "N年前了", "https://t.cn/a 看看",
-    ],
-    ZH_HANT: ["颱風天", "這個好吃", "謝謝", "我覺得還不錯", "開心", "鬆弛感", "很讚欸，請問哪裡買"],
-    EN: [
-        "ok", "lol", "LMAO", "no", "yes", "I", "soooo good", "YOU ARE SO BEAUTIFUL", "nice!!!", "ngl", "wait what", "vlog",
-        "learn 中文 with me", "My mom says 加油 every day", "W", "thx", "omggggg", "@小明 thanks", "you're", "It's 3am", "queen 👑",
-        "banana", "panda", "Tokyo is fun", "i can do this", "she can", "man", "the man", "RIP", "no way", "so cute 😍 #猫",
-    ],
-    UND: ["", " ", "😂😂", "666", "12:30", "???", "。。。", "https://x.com/abc", "@tom", "#穿搭[话题]#", "[doge]", "(╯°□°)╯", "T_T", "👍🏽"],
-    "ja": ["かわいい", "ありがとう", "すごい！", "東京タワーに行きたい", "おいしい牛肉", "カワイイ"],
-    "ko": ["안녕하세요", "ㅋㅋㅋ", "대박", "진짜 예쁘다 love"],
-    "ru": ["Привет", "очень красиво"],
-    "ar": ["جميل جدا"],
-    "th": ["สวยมาก"],
-    "es": ["hola amigo", "qué linda", "muy bonito"],
-    "fr": ["c'est la vie", "trop beau"],
-    "de": ["Ich liebe dich", "sehr schön"],
-    "pt": ["muito obrigado", "você é linda"],
-    "vi": ["đẹp quá", "cảm ơn bạn"],
-    "id": ["terima kasih", "bagus banget"],
-    "zh-Latn": ["ni hao ma", "wo ai ni", "nǐ hǎo", "xiexie", "zai jian", "jia you"],
-}  # fmt: skip
+def cases() -> list[tuple[str, str]]:
+    lines = (Path(__file__).parents[1] / "bench" / "detection_cases.tsv").read_text("utf-8").splitlines()[2:]
+    return [(language, text) for language, text in (line.split("\t") for line in lines)]
 
 
-@pytest.mark.parametrize(("language", "text"), [(code, text) for code, texts in CASES.items() for text in texts])
+@pytest.mark.parametrize(("language", "text"), cases())
 def test_detect(language: str, text: str) -> None:
     found = detect(normalise(text))
     assert found.language == language
     assert 0 <= found.confidence <= 1
+
+
+def test_blank() -> None:
+    assert detect("").language == detect(" \n").language == UND
 
 
 def test_confidence_grows_with_evidence_and_purity() -> None:

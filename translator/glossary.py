@@ -137,7 +137,6 @@ def is_chinese_slang(word: str) -> bool:
     return len(word) > 3 or (len(word) == 3 and not set(word) & set("aeiou"))
 
 
-def count_english_slang(words: Sequence[str]) -> int:
-    """How many of the words, in lower case, are English slang."""
-    entries = lexicon("en-zh")
-    return sum(word in entries for word in words)
+def is_english_slang(word: str) -> bool:
+    """True for a word, in lower case, that is English slang."""
+    return word in lexicon("en-zh")

@@ -74,11 +74,11 @@ _RUNS = regex.compile(
     r"|(?P<bo>\p{Tibetan}++)|(?P<mn>\p{Mongolian}++)|(?P<other>\p{L}++)"
 )
 # Words that Chinese needs and Japanese hardly writes; and kana that Chinese writers use for decoration.
-_CHINESE_ONLY = frozenset("的了吗嗎呢吧啊这這你们們他她它很就都也还還没沒说說谢謝吃哪怎么麼")
+_CHINESE_ONLY = frozenset("是的了吗嗎呢吧啊这這你们們他她它很就都也还還没沒说說谢謝吃哪怎么麼")
 _DECORATIVE_KANA = frozenset("のノツシッーミ彡")
 
 _SYLLABLE = (
-    r"(?:[bpmf]?(?:a|o|ai|ei|ao|ou|an|en|ang|eng)|[bpm](?:i|ie|iao|ian|in|ing|u)|miu|fu"
+    r"(?:[bpmf]?(?:a|o|ai|ei|ao|ou|an|en|ang|eng)|[bpm](?:i|ie|iao|ian|in|ing|u)|me|miu|fu"
     r"|[dtnlgkh](?:a|e|ai|ei|ao|ou|an|en|ang|eng|ong|u|uo|uan|ui|un)|[dtnl](?:i|ia|ie|iao|iu|ian|in|iang|ing)|[nl](?:v|ve|ue)"
     r"|[gkh]u(?:a|ai|ang)|[jqx](?:i|ia|ie|iao|iu|ian|in|iang|ing|iong|u|ue|uan|un)"
     r"|(?:[zcs]h?|r)(?:a|e|i|ai|ei|ao|ou|an|en|ang|eng|ong|u|uo|ua|uai|uan|uang|ui|un)"
@@ -168,31 +168,34 @@ def _latin(words: tuple[str, ...]) -> tuple[str, float]:
     table = _words()
     joined = " ".join(words)
     votes: Counter[str] = Counter()
+    english = 0
     for word in dict.fromkeys(words):
-        holders = [language for language, known in table.items() if word in known]
-        for language in holders:
-            # A word of several languages says less. English needs no proof beyond the absence of others.
-            votes[language] += 1 / len(holders)  # type: ignore[assignment]
-    if _TONES.search(joined) or ((len(words) > 1 or votes[ZH_LATN]) and _is_pinyin(words, votes)):
+        is_english = word in table["en"] or glossary.is_english_slang(word)
+        english += is_english
+        for language, known in table.items():
+            if language != "en" and word in known:
+                votes[language] += 1 if is_english else 2  # half as much for a word that English has too
+    pinyin_votes = votes.pop(ZH_LATN, 0) + bool(_TONES.search(joined))
+    if _is_pinyin(words, english, pinyin_votes):
         return ZH_LATN, 0.8
     for language, letters in _LETTERS:
         if letters.search(joined):
             votes[language] += 1
             break
-    english = votes.pop("en", 0) + glossary.count_english_slang(words)
-    votes.pop(ZH_LATN, None)
     other, best = max(votes.items(), key=lambda item: item[1], default=("", 0))
-    if best > english and best >= (1 if len(words) > 1 else 0.9):
-        return other, round(min(0.95, 0.5 + 0.5 * (best - english) / len(words)), 3)
-    known = english / len(words)
-    return EN, round(min(1.0, 0.5 + 0.6 * known) * (1 - 0.3 * 0.6 ** len(words)), 3)
+    # English needs no proof but the absence of others: most of its words are not in the table.
+    if best > 2 * english and (best >= 2 or not joined.isascii()):
+        return other, round(min(0.95, 0.5 + 0.5 * (best / 2 - english) / len(words)), 3)
+    known_share = english / len(words)
+    return EN, round(min(1.0, 0.5 + 0.6 * known_share) * (1 - 0.3 * 0.6 ** len(words)), 3)
 
 
-def _is_pinyin(words: tuple[str, ...], votes: Counter[str]) -> bool:
-    if votes["en"] * 2 > len(words) or not any(len(word) > 1 for word in words):
+def _is_pinyin(words: tuple[str, ...], english: int, votes: int) -> bool:
+    """All words are Chinese syllables, one is common, and English explains fewer than half of them."""
+    if not votes or english * 2 > len(words) or (len(words) == 1 and english):
         return False
     plain = ["".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c)) for word in words]
-    return all(_PINYIN.fullmatch(word) for word in plain) and votes[ZH_LATN] > 0
+    return all(_PINYIN.fullmatch(word) for word in plain)
 
 
 @cache
