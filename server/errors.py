@@ -26,6 +26,9 @@ from translator.errors import (
 
 DOMAIN = "comment-translate"
 
+# A status travels in HTTP/2 headers, of which clients take 8 KiB in all; a message may quote what the caller sent.
+MAX_MESSAGE = 300
+
 # Subclasses take their parent's code.
 CODES: dict[type[TranslateError], int] = {
     InvalidRequest: code_pb2.INVALID_ARGUMENT,
@@ -66,7 +69,7 @@ def status_of(error: TranslateError) -> status_pb2.Status:
     details: list[Message] = [info]
     if isinstance(error, InvalidRequest):
         info.metadata["field"] = error.field
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=shorten(error.message))
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     elif isinstance(error, UnfitOutput):
         info.metadata["problem"] = error.problem
@@ -74,7 +77,7 @@ def status_of(error: TranslateError) -> status_pb2.Status:
         details.append(_retry_info(error.retry_after))
     elif code == code_pb2.UNAVAILABLE:
         details.append(_retry_info(UNAVAILABLE_RETRY_AFTER))
-    return status_pb2.Status(code=code, message=str(error), details=[_pack(detail) for detail in details])
+    return status_pb2.Status(code=code, message=shorten(str(error)), details=[_pack(detail) for detail in details])
 
 
 def bug() -> status_pb2.Status:
@@ -85,6 +88,12 @@ def bug() -> status_pb2.Status:
         message="internal error; the server's log has the details",
         details=[_pack(info)],
     )
+
+
+def shorten(message: str) -> str:
+    """At most ``MAX_MESSAGE`` code points, and none that a header or a log line should not hold."""
+    printable = "".join(c if c.isprintable() else "\ufffd" for c in message[: MAX_MESSAGE + 1])
+    return printable if len(printable) <= MAX_MESSAGE else printable[: MAX_MESSAGE - 1] + "…"
 
 
 def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import inspect
 import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from time import perf_counter
 from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from server import errors
 from server.metrics import Metrics
-from translator.errors import TranslateError
+from translator.errors import InvalidRequest, Overloaded, TranslateError
 
 log = structlog.get_logger("server")
 
@@ -58,15 +61,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
     def _wrap(self, method: str, handler: _Handler) -> _Handler:
         name = method.rpartition("/")[2]
         must_authenticate = bool(self._expected) and not method.startswith(_OPEN_SERVICES)
+        parse = _parser(handler.request_deserializer)
+        receive = _parse_each(parse) if handler.request_streaming else parse
         if handler.response_streaming:
             inner = handler.stream_stream if handler.request_streaming else handler.unary_stream
 
-            async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
                 call = _Call(self._metrics, name, context)
                 try:
                     await self._begin(context, must_authenticate)
-                    async for response in inner(request, context):
-                        yield response
+                    # Closed here and not some time later: the client may go away while a response is written.
+                    async with aclosing(inner(receive(request), context)) as responses:
+                        async for response in responses:
+                            yield response
+                except GeneratorExit:
+                    call.code = "CANCELLED"
+                    raise
+                except BaseException as error:
+                    await call.failed(error)
+                finally:
+                    call.finished()
+
+            async def write(request: Any, context: Any) -> None:
+                call = _Call(self._metrics, name, context)
+                try:
+                    await self._begin(context, must_authenticate)
+                    await inner(receive(request), context)
                 except BaseException as error:
                     await call.failed(error)
                 finally:
@@ -77,14 +97,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 if handler.request_streaming
                 else (grpc.unary_stream_rpc_method_handler)
             )
-            return make(stream, handler.request_deserializer, handler.response_serializer)
+            # grpc.aio has two styles of streaming handlers: those that yield, and those that call context.write.
+            return make(generate if inspect.isasyncgenfunction(inner) else write, None, handler.response_serializer)
         inner = handler.stream_unary if handler.request_streaming else handler.unary_unary
 
         async def unary(request: Any, context: Any) -> Any:
             call = _Call(self._metrics, name, context)
             try:
                 await self._begin(context, must_authenticate)
-                return await inner(request, context)
+                return await inner(receive(request), context)
             except BaseException as error:
                 await call.failed(error)
             finally:
@@ -93,7 +114,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         make = (
             grpc.stream_unary_rpc_method_handler if handler.request_streaming else (grpc.unary_unary_rpc_method_handler)
         )
-        return make(unary, handler.request_deserializer, handler.response_serializer)
+        return make(unary, None, handler.response_serializer)
 
     async def _begin(self, context: Any, must_authenticate: bool) -> None:
         """Give the call its id, the client's own where it sent a fit one, and check its token."""
@@ -108,6 +129,26 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
         if must_authenticate and not hmac.compare_digest(token, self._expected):
             raise errors.Unauthenticated("metadata 'authorization: Bearer TOKEN' is missing or wrong")
+
+
+def _parser(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Parsing as a part of the call: grpc's own answers UNKNOWN to bytes that are no message, without details."""
+
+    def parse(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except (DecodeError, UnicodeDecodeError) as error:
+            raise InvalidRequest("request", "is not a valid message of this method", "MALFORMED_REQUEST") from error
+
+    return parse
+
+
+def _parse_each(parse: Callable[[bytes], Any]) -> Callable[[AsyncIterator[bytes]], AsyncIterator[Any]]:
+    async def parse_each(messages: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+        async for data in messages:
+            yield parse(data)
+
+    return parse_each
 
 
 class _Call:
@@ -136,7 +177,9 @@ class _Call:
         if isinstance(error, TranslateError):
             status = errors.status_of(error)
             self.code = grpc_code(status).name
-            log.warning("call refused", method=self._name, code=self.code, reason=error.reason, detail=str(error))
+            # Under overload one line for each refusal would be a load of its own; the metrics count them.
+            write = log.debug if isinstance(error, Overloaded) else log.warning
+            write("call refused", method=self._name, code=self.code, reason=error.reason, detail=status.message)
         else:
             status = errors.bug()
             self.code = "INTERNAL"

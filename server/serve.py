@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import sys
+import ssl
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -87,7 +87,8 @@ class Server:
             names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
             pool: Any = _Symbols()
             reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server, pool)
-        address = f"{settings.host}:{settings.port}"
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"{host}:{settings.port}"
         try:
             credentials = _credentials(settings)
             if credentials:
@@ -95,7 +96,9 @@ class Server:
             else:
                 self.port = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise ConfigError(f"host, port: cannot listen on {address}; is the port taken?") from error
+            raise ConfigError(
+                f"host, port: cannot listen on {address}; is the port taken, or the address not this machine's?"
+            ) from error
         if settings.metrics_port >= 0:
             try:
                 httpd, _ = self._exporter = self.metrics.serve(settings.metrics_host, settings.metrics_port)
@@ -133,10 +136,12 @@ class Server:
             await self._health.set(name, status)
 
     async def _watch_health(self) -> None:
-        """Follow the workers: NOT_SERVING while they keep failing."""
+        """Follow the workers: NOT_SERVING while they keep failing, and give them something to succeed with."""
         serving = True
         while True:
             await asyncio.sleep(HEALTH_INTERVAL)
+            if not self.translator.ready:
+                await self.translator.probe()
             if self.translator.ready != serving:
                 serving = self.translator.ready
                 status = health_pb2.HealthCheckResponse
@@ -178,6 +183,20 @@ def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
         _read("tls_certificate", settings.tls_certificate),
     )
     ca = _read("tls_client_ca", settings.tls_client_ca) if settings.tls_client_ca else None
+    # Looked at here because grpc says no more than that it could not listen.
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.tls_certificate, settings.tls_private_key, password="")
+    except ssl.SSLError as error:
+        raise ConfigError(
+            f"tls_certificate, tls_private_key: {settings.tls_certificate} and {settings.tls_private_key} are not a "
+            f"PEM certificate and its unencrypted key: {error.reason or error}"
+        ) from error
+    if settings.tls_client_ca:
+        try:
+            context.load_verify_locations(settings.tls_client_ca)
+        except ssl.SSLError as error:
+            raise ConfigError(f"tls_client_ca: {settings.tls_client_ca} holds no PEM certificate") from error
     return grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=ca is not None)
 
 
@@ -248,12 +267,12 @@ def _hint(settings: Settings, port: int) -> str:
 
 
 def run(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit status."""
+    """Serve until SIGTERM or SIGINT. Returns the exit status.
+
+    Raises:
+        ConfigError, ModelError: the server could not start.
+    """
     keep_freed_memory()
     logs.configure(settings)
-    try:
-        asyncio.run(_serve(settings))
-    except TranslateError as error:
-        print(f"comment-translate: {error}", file=sys.stderr)
-        return 1
+    asyncio.run(_serve(settings))
     return 0

@@ -8,6 +8,9 @@ from datetime import timedelta
 from time import monotonic
 from typing import Any
 
+import structlog
+from google.rpc import status_pb2
+
 from server import errors
 from translator import __version__, language
 from translator.batcher import Lane
@@ -17,6 +20,8 @@ from translator.glossary import Term
 from translator.service import CachePolicy, SkipReason, Translation, Translator
 from translator.v1 import translation_pb2 as pb
 from translator.v1 import translation_pb2_grpc as pb_grpc
+
+log = structlog.get_logger("server")
 
 MAX_ID_BYTES = 128
 
@@ -136,11 +141,15 @@ class TranslationServicer(pb_grpc.TranslationServiceServicer):
                 raise InvalidRequest("id", f"is required and has at most {MAX_ID_BYTES} bytes", "INVALID_ID")
             result = await self._translator.translate([request.content], **_options(request, Lane.BATCH, target))
             translation = result.translations[0]
+            answer = pb.StreamTranslateResponse(id=request.id, translation=_to_proto(translation))
         except Unavailable:
             raise
         except TranslateError as error:
-            translation = Translation(request.content, language.UND, 0.0, error=error)
-        answers.put_nowait(pb.StreamTranslateResponse(id=request.id, translation=_to_proto(translation)))
+            answer = _failed(request, errors.status_of(error))
+        except Exception:
+            log.exception("a bug in a stream")
+            answer = _failed(request, errors.bug())
+        answers.put_nowait(answer)
 
     async def DetectLanguage(self, request: pb.DetectLanguageRequest, context: Any) -> pb.DetectLanguageResponse:
         return pb.DetectLanguageResponse(
@@ -220,6 +229,11 @@ class TranslationServicer(pb_grpc.TranslationServiceServicer):
     def _require_loaded(self) -> None:
         if not self._translator.started:
             raise Unavailable("the models are loading")
+
+
+def _failed(request: pb.StreamTranslateRequest, status: status_pb2.Status) -> pb.StreamTranslateResponse:
+    translation = pb.Translation(translated_text=request.content, detected_language_code=language.UND, status=status)
+    return pb.StreamTranslateResponse(id=request.id, translation=translation)
 
 
 async def _next(

@@ -50,7 +50,8 @@ class UnsupportedLanguage(InvalidRequest):
     reason = "UNSUPPORTED_LANGUAGE"
 
     def __init__(self, code: str, field: str = "language_code") -> None:
-        super().__init__(field, f"language {code!r} is not supported; use zh, zh-Hant or en")
+        shown = code if len(code) <= 40 else code[:39] + "…"
+        super().__init__(field, f"language {shown!r} is not supported; use zh, zh-Hant or en")
         self.code = code
 
 

@@ -312,7 +312,9 @@ class Translator:
         family = model or self._default_family
         if family not in {name for name, _ in self._models}:
             known = ", ".join(sorted({name for name, _ in self._models}))
-            raise InvalidRequest("model", f"{model!r} is not loaded here; this server has: {known}", "UNKNOWN_MODEL")
+            raise InvalidRequest(
+                "model", f"{model[:80]!r} is not loaded here; this server has: {known}", "UNKNOWN_MODEL"
+            )
         if source_code:
             self._model(family, source_code, target_code)
         if len(terms) > limits.max_glossary_terms:
