@@ -582,7 +582,7 @@ def test_memo_is_bounded(tmp_path: Path) -> None:
     jobs, _ = plan([str(source)], "", ExportOptions(columns=("text",), target="en"))
     asyncio.run(pipeline.run(jobs))
     assert 50 < len(pipeline._memo) < 150
-    assert pipeline._memo.currsize <= 50_000
+    assert pipeline._memo.bytes <= 50_000
 
 
 # Interruption and resumption

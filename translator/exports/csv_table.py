@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from translator.exports.files import TextInput
-from translator.exports.rows import SURROGATE, Columns, ExportError, Failure, Outcome, Position, Row
+from translator.exports.rows import SURROGATE, Cell, Columns, ExportError, Failure, Outcome, Position, Row
 
 DELIMITERS = (",", "\t", ";", "|")
 MAX_RECORD = 2**20
@@ -196,7 +196,7 @@ class CsvTable:
             offset += len(source.encode(raw))
             blank = not record.text
             number += not blank
-            cells: list[str | Failure | None] = []
+            cells: list[Cell] = []
             quoted: list[bool] = []
             if not failure and not blank and fields:
                 cells = [self._text(fields[i]) for i in self._indices]

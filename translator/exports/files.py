@@ -6,7 +6,6 @@ import codecs
 import gzip
 import io
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, BinaryIO, cast
@@ -72,9 +71,13 @@ def default_output(path: Path, target: str) -> Path:
     return path.with_name(f"{stem}.{target}{dot}{suffixes}")
 
 
-def _open_plain(raw: BinaryIO) -> IO[bytes]:
+def _buffered(stream: IO[bytes]) -> io.BufferedReader:
+    return stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(cast(io.RawIOBase, stream))
+
+
+def _open_plain(raw: io.BufferedReader) -> IO[bytes]:
     """Decompress what its first bytes say is compressed, whatever its name is."""
-    magic = cast(io.BufferedReader, raw).peek(4)[:4]
+    magic = raw.peek(4)[:4]
     if magic[:2] == b"\x1f\x8b":
         return cast(IO[bytes], gzip.GzipFile(fileobj=raw))
     if magic == b"\x28\xb5\x2f\xfd":
@@ -101,22 +104,23 @@ class _Rejoined(io.RawIOBase):
 
 
 class TextInput:
-    """A text file or standard input, decompressed and decoded such that every byte can be written back.
+    """A text file or a stream, decompressed and decoded such that every byte can be written back.
 
     Args:
-        path: None for standard input.
+        source: a path, or a stream, which can be read only once.
         encoding: empty to find out; ``ENCODINGS`` and ``ALIASES`` are known.
+        name: for messages.
 
     Raises:
         ExportError: the encoding is unknown or not supported, or the file cannot be read.
     """
 
-    def __init__(self, path: Path | None, encoding: str = "") -> None:
-        self.path = path
-        self.name = str(path) if path else "standard input"
-        self.size = path.stat().st_size if path else 0
-        self._raw: BinaryIO = path.open("rb") if path else sys.stdin.buffer
+    def __init__(self, source: Path | IO[bytes], encoding: str = "", name: str = "") -> None:
+        self.path = source if isinstance(source, Path) else None
+        self.name = name or str(source)
+        self.size = source.stat().st_size if isinstance(source, Path) else 0
         try:
+            self._raw = source.open("rb") if isinstance(source, Path) else _buffered(source)
             self._plain = _open_plain(self._raw)
             self.sample = self._plain.read(SAMPLE_BYTES)
         except (OSError, EOFError, zstandard.ZstdError) as error:

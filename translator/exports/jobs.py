@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -99,7 +100,7 @@ class FileJob:
             from translator.exports.parquet_table import ParquetTable  # pyarrow is large
 
             return ParquetTable(self.source, self.columns)
-        source = TextInput(self.source, options.encoding)
+        source = TextInput(self.source or sys.stdin.buffer, options.encoding, str(self.source or "standard input"))
         kind = self.format or ("jsonl" if source.sample.lstrip(source.bom)[:1] == b"{" else "csv")
         if kind == "jsonl":
             return JsonlTable(source, self.columns)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from translator.exports.files import TextInput
-from translator.exports.rows import SURROGATE, Columns, ExportError, Failure, Outcome, Position, Row
+from translator.exports.rows import SURROGATE, Cell, Columns, ExportError, Failure, Outcome, Position, Row
 
 _FIRST_KEY = re.compile(r'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:(\s?)')
 
@@ -57,7 +57,7 @@ class JsonlTable:
             blank = not raw.strip()
             number += not blank
             value, failure = ({}, None) if blank else _parse(raw)
-            cells: list[str | Failure | None] = []
+            cells: list[Cell] = []
             if value and not failure:
                 taken = next((name for name in self._columns.added if name in value), None)
                 if taken is not None:
@@ -68,7 +68,7 @@ class JsonlTable:
                 failure = Failure("MISSING_COLUMN", "the object is empty")
             yield Row(0 if blank else number, line, raw, cells, Position(offset, number, line), failure)
 
-    def _text(self, value: dict[str, Any], column: str) -> str | Failure | None:
+    def _text(self, value: dict[str, Any], column: str) -> Cell:
         if column not in value:
             return Failure("MISSING_COLUMN", f"has no key {column!r}")
         text = value[column]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from translator.exports.rows import Columns, ExportError, Failure, Outcome, Position, Row
+from translator.exports.rows import Cell, Columns, ExportError, Failure, Outcome, Position, Row
 
 BATCH_ROWS = 2048
 
@@ -142,17 +142,17 @@ class ParquetTable:
         return self._read / total if total else None
 
 
-def _strings(column: pa.Array) -> list[str | Failure | None]:
+def _strings(column: pa.Array) -> list[Cell]:
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     try:
-        values: list[str | Failure | None] = column.to_pylist()
+        values: list[Cell] = column.to_pylist()
     except UnicodeDecodeError:
         values = [_decoded(value) for value in column.cast(pa.large_binary()).to_pylist()]
     return values
 
 
-def _decoded(value: bytes | None) -> str | Failure | None:
+def _decoded(value: bytes | None) -> Cell:
     try:
         return None if value is None else value.decode()
     except UnicodeDecodeError:

@@ -13,16 +13,13 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from sys import getsizeof
 from time import monotonic
 from typing import Protocol
 
-from cachetools import LRUCache
-
 from translator.exports.backends import Backend
+from translator.exports.memo import Memo
 from translator.exports.progress import Reporter
 from translator.exports.rows import (
-    NULL,
     Columns,
     Counts,
     ExportError,
@@ -38,8 +35,6 @@ from translator.exports.work import Sink
 MAX_WINDOW_CHARS = 4 * 2**20
 """A window ends early when its rows are this long together, so that rows with large other columns stay bounded."""
 CHECKPOINT_SECONDS = 1.0
-MEMO_OVERHEAD = 300
-"""Bytes of a memo entry besides its two texts: outcome, tuple, dictionary slots, order link."""
 
 
 class Job(Protocol):
@@ -165,9 +160,7 @@ class Pipeline:
         self._reporter = reporter
         self._window = window
         self._ahead = ahead
-        # cachetools asks for the size of a value alone, hence the key beside the outcome.
-        self._memo: LRUCache[str, tuple[str, Outcome]] = LRUCache(memo_bytes, getsizeof=_memo_size)
-        self._pending: dict[str, asyncio.Future[Outcome]] = {}
+        self._memo = Memo(backend, memo_bytes)
 
     async def run(self, jobs: Sequence[Job]) -> Summary:
         """Translate all files.
@@ -244,7 +237,9 @@ class Pipeline:
                         break
                     more = len(window) > 0
                     if more:
-                        under_way.append((window, asyncio.create_task(self._translate(window))))
+                        under_way.append(
+                            (window, asyncio.create_task(self._memo.translate([row.cells for row in window])))
+                        )
                 if not under_way:
                     break
                 window, task = under_way[0]
@@ -280,62 +275,6 @@ class Pipeline:
         fraction = table.fraction()
         whole = (done + fraction * job.size) / total if total and fraction is not None else None
         self._reporter.update(job.name, shown, self._backend.tokens, whole)
-
-    async def _translate(self, window: Sequence[Row]) -> list[list[Outcome]]:
-        """Outcomes of each row's cells; none for a row that is kept as it is."""
-        texts = dict.fromkeys(cell for row in window for cell in row.cells if isinstance(cell, str))
-        known: dict[str, Outcome] = {}
-        waited: dict[str, asyncio.Future[Outcome]] = {}
-        fresh: list[str] = []
-        for text in texts:
-            if (remembered := self._memo.get(text)) is not None:
-                known[text] = remembered[1]
-            elif (future := self._pending.get(text)) is not None:
-                waited[text] = future
-            else:
-                fresh.append(text)
-        first = await self._ask(fresh) if fresh else {}
-        for text, outcome in first.items():
-            known[text] = replace(outcome, cache_hit=True)
-        for text, future in waited.items():
-            known[text] = replace(await future, cache_hit=True)
-
-        def outcome_of(cell: str | Failure | None) -> Outcome:
-            if not isinstance(cell, str):
-                return Outcome(None, failure=cell) if cell else NULL
-            return first.pop(cell, None) or known[cell]  # the second one of a window is a repeat too
-
-        return [[outcome_of(cell) for cell in row.cells] for row in window]
-
-    async def _ask(self, fresh: list[str]) -> dict[str, Outcome]:
-        """Have the back end translate texts, with other windows waiting for the same ones."""
-        loop = asyncio.get_running_loop()
-        fresh.sort(key=len)
-        futures: dict[str, asyncio.Future[Outcome]] = {text: loop.create_future() for text in fresh}
-        self._pending |= futures
-        try:
-            outcomes = await self._backend.translate(fresh)
-        except BaseException as error:
-            for future in futures.values():
-                if isinstance(error, asyncio.CancelledError):
-                    future.cancel()
-                else:
-                    future.set_exception(error)
-                    future.exception()  # nobody may be waiting
-            raise
-        finally:
-            for text in fresh:
-                del self._pending[text]
-        for text, outcome in zip(fresh, outcomes, strict=True):
-            futures[text].set_result(outcome)
-            if not outcome.failure:
-                with suppress(ValueError):  # larger than the whole memo
-                    self._memo[text] = text, replace(outcome, cache_hit=True)
-        return dict(zip(fresh, outcomes, strict=True))
-
-
-def _memo_size(item: tuple[str, Outcome]) -> int:
-    return getsizeof(item[0]) + getsizeof(item[1].text) + MEMO_OVERHEAD
 
 
 def _copy(counts: Counts) -> Counts:

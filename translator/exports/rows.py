@@ -63,6 +63,9 @@ class Outcome:
 
 NULL = Outcome(None, skip="null")
 
+Cell = str | None | Failure
+"""A text to translate, a null, or why there is no text."""
+
 
 @dataclass(frozen=True, slots=True)
 class Position:
@@ -96,7 +99,7 @@ class Row:
     number: int
     line: int
     raw: str
-    cells: Sequence[str | Failure | None]
+    cells: Sequence[Cell]
     end: Position
     failure: Failure | None = None
     hint: object = None

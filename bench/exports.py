@@ -1,0 +1,143 @@
+"""Measure `comment-translate file`: rows/s and peak memory, kill -9 and resume, a server as back end.
+
+    python bench/exports.py rows models/data/train/comments.tsv distinct 10000 > rows.csv
+    python bench/exports.py measure rows.csv
+    python bench/exports.py measure rows.csv -- --server 127.0.0.1:50051
+    python bench/exports.py kill rows.csv --times 10
+
+Comments come from a TSV file whose second and third columns are Chinese and English. Each line of the result of `measure`
+is a row of a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import filecmp
+import itertools
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+COMMAND = [sys.executable, "-m", "translator.cli", "file"]
+
+
+def comments(path: Path) -> list[str]:
+    """Chinese comments of a TSV file, each once."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [line.rstrip("\n").split("\t") for line in file]
+    return list(dict.fromkeys(row[1] for row in rows if len(row) >= 3))
+
+
+def distinct(pool: list[str], seed: int = 1) -> Iterator[str]:
+    """Endlessly many different comments: those of the pool, then beginnings of some with endings of others."""
+    yield from pool
+    halves = [(c[: len(c) // 2], c[len(c) // 2 :]) for c in pool if len(c) > 7]
+    choose = random.Random(seed)
+    seen = set(pool)
+    while True:
+        comment = choose.choice(halves)[0] + choose.choice(halves)[1]
+        if comment not in seen:
+            seen.add(comment)
+            yield comment
+
+
+def repeated(pool: list[str], rows: int, seed: int = 1) -> Iterator[str]:
+    """Comments drawn from the pool by Zipf's law: the one of rank r is drawn in proportion to 1/r."""
+    weights = list(itertools.accumulate(1 / rank for rank in range(1, len(pool) + 1)))
+    choose = random.Random(seed)
+    for _ in range(0, rows, 10_000):
+        yield from choose.choices(pool, cum_weights=weights, k=10_000)
+
+
+def write_rows(path: Path, kind: str, rows: int) -> None:
+    """A CSV file with an id, the comment, and two columns of the kind that exports have."""
+    pool = comments(path)
+    texts = distinct(pool) if kind == "distinct" else repeated(pool[: max(1000, rows // 20)], rows)
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["id", "created_at", "text", "likes"])
+    for i, text in enumerate(itertools.islice(texts, rows)):
+        moment = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(1_700_000_000 + i))
+        writer.writerow([10**15 + i, moment, text, i % 1000])
+
+
+def measure(path: Path, flags: list[str]) -> None:
+    """One run as a row of a table: rows, distinct comments, seconds, rows/s, CPU seconds, rows per CPU second, peak memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / f"out{''.join(path.suffixes)}"
+        command = [*COMMAND, str(path), "-o", str(output), "-c", "text", "-t", "en", *flags]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        assert process.stderr is not None
+        log = process.stderr.read().decode()
+        _, status, usage = os.wait4(process.pid, 0)
+        if os.waitstatus_to_exitcode(status) > 1:
+            sys.exit(log)
+    print(log, file=sys.stderr)
+    figures = re.search(r"([\d,]+) rows, ([\d,]+) comments translated, ([\d,]+) of them", log)
+    speed = re.search(r"([\d,.]+) s, ([\d,]+) rows/s", log)
+    assert figures and speed, log
+    rows, done, repeats = (int(figure.replace(",", "")) for figure in figures.groups())
+    memory = usage.ru_maxrss / 1024
+    busy = usage.ru_utime + usage.ru_stime
+    print(
+        f"| {rows:,} | {done - repeats:,} | {speed[1]} | {speed[2]} | {busy:,.0f} | {rows / busy:,.0f} | {memory:,.0f} MB |",
+        flush=True,
+    )
+
+
+def kill(path: Path, times: int, flags: list[str], seed: int) -> None:
+    """Kill runs at random moments and resume; the output has to be the same as that of one quiet run."""
+    choose = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, pieces = Path(folder) / "whole.csv", Path(folder) / "pieces.csv"
+        tail = [str(path), "-c", "text", "-t", "en", "--progress", "none", *flags]
+        started = time.monotonic()
+        subprocess.run([*COMMAND, *tail, "-o", str(whole)], check=False)
+        seconds = time.monotonic() - started
+        for attempt in range(times):
+            process = subprocess.Popen([*COMMAND, *tail, "-o", str(pieces), "--resume"])
+            time.sleep(choose.uniform(0.1, 1.0) * seconds / times * 2)
+            process.send_signal(signal.SIGKILL)
+            ended = process.wait()
+            part = pieces.with_name("pieces.csv.work") / "part"
+            size = part.stat().st_size if part.exists() else 0
+            print(f"killed {attempt + 1} of {times}: status {ended}, {size:,} bytes written", flush=True)
+        status = subprocess.run([*COMMAND, *tail, "-o", str(pieces), "--resume"], check=False).returncode
+        rows = sum(1 for _ in pieces.open("rb")) - 1
+        same = filecmp.cmp(whole, pieces, shallow=False)
+        print(f"resumed: status {status}, {rows:,} rows, the output is {'the same' if same else 'DIFFERENT'}")
+        sys.exit(not same)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    rows = commands.add_parser("rows", help="write a CSV file to standard output")
+    rows.add_argument("comments", type=Path)
+    rows.add_argument("kind", choices=["distinct", "repeated"])
+    rows.add_argument("count", type=int)
+    for name in ("measure", "kill"):
+        command = commands.add_parser(name)
+        command.add_argument("file", type=Path)
+        command.add_argument("flags", nargs="*", help="after --: flags of comment-translate file")
+        if name == "kill":
+            command.add_argument("--times", type=int, default=10)
+            command.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    if arguments.command == "rows":
+        write_rows(arguments.comments, arguments.kind, arguments.count)
+    elif arguments.command == "measure":
+        measure(arguments.file, arguments.flags)
+    else:
+        kill(arguments.file, arguments.times, arguments.flags, arguments.seed)
+
+
+if __name__ == "__main__":
+    main()
