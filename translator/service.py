@@ -210,7 +210,8 @@ class Translator:
         )
         self._batcher.start()
         try:
-            await asyncio.gather(*(self._warm_up(model) for model in self._models.values()))
+            for model in self._models.values():  # one by one: a small queue may not hold two sentences
+                await self._warm_up(model)
         except BaseException:
             await self.close(drain=False)
             raise
