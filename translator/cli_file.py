@@ -30,6 +30,15 @@ Glossary = Annotated[
     Path | None,
     typer.Option("--glossary", help="Terms to translate as you say: source, tab, target, one a line.", exists=True),
 ]
+Details = Annotated[bool, typer.Option("--details", help="Also write the columns NAME_language and NAME_status.")]
+FormatOption = Annotated[
+    Format | None, typer.Option("--format", help="By default what the file's name or start tells.")
+]
+Delimiter = Annotated[str, typer.Option("--delimiter", help="CSV: default is what fits the columns; \\t is a tab.")]
+NoHeader = Annotated[bool, typer.Option("--no-header", help="CSV: the first row is data; columns are #1, #2 ...")]
+Encoding = Annotated[
+    str, typer.Option("--encoding", help="Of text files; by default UTF-8, UTF-16 with mark or gb18030, found out.")
+]
 
 
 def translate_file(
@@ -46,25 +55,15 @@ def translate_file(
     ] = "",
     source: Source = "",
     output_column: OutputColumns = ["{column}_{target}"],  # noqa: B006
-    details: Annotated[
-        bool, typer.Option("--details", help="Also write the columns NAME_language and NAME_status.")
-    ] = False,
+    details: Details = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run; skip finished files.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start anew, and replace the output at the end.")
     ] = False,
-    format: Annotated[
-        Format | None, typer.Option("--format", help="By default what the file's name or start tells.")
-    ] = None,
-    delimiter: Annotated[
-        str, typer.Option("--delimiter", help="CSV: default is what fits the columns; \\t is a tab.")
-    ] = "",
-    no_header: Annotated[
-        bool, typer.Option("--no-header", help="CSV: the first row is data; columns are #1, #2 ...")
-    ] = False,
-    encoding: Annotated[
-        str, typer.Option("--encoding", help="Of text files; by default UTF-8, UTF-16 with mark or gb18030, found out.")
-    ] = "",
+    format: FormatOption = None,
+    delimiter: Delimiter = "",
+    no_header: NoHeader = False,
+    encoding: Encoding = "",
     glossary: Glossary = None,
     server: Annotated[
         str, typer.Option("--server", help="HOST:PORT of a server that translates instead of this process.")
@@ -202,3 +201,73 @@ def read_glossary(path: Path) -> list[Term]:
             raise ExportError(f"--glossary {path}, line {number}: is not a term, a tab and its translation")
         terms.append(Term(fields[0].strip(), fields[1].strip()))
     return terms
+
+
+def translate_ray(
+    inputs: Annotated[str, typer.Argument(help="File or folder; local, or a URI such as s3://bucket/folder.")],
+    output: Annotated[str, typer.Argument(help="Folder for the parts; on a cluster one that all nodes see.")],
+    column: Columns,
+    to: Target,
+    source: Source = "",
+    output_column: OutputColumns = ["{column}_{target}"],  # noqa: B006
+    details: Details = False,
+    num_workers: Annotated[int, typer.Option("--num-workers", help="Translating processes.", min=1)] = 1,
+    num_gpus: Annotated[float, typer.Option("--num-gpus", help="GPUs of each; a share is allowed.", min=0)] = 0.0,
+    num_cpus: Annotated[float, typer.Option("--num-cpus", help="Cores of each.", min=0)] = 1.0,
+    batch_rows: Annotated[int, typer.Option("--batch-rows", help="Rows a process takes at a time.", min=1)] = 2048,
+    format: FormatOption = None,
+    delimiter: Delimiter = "",
+    no_header: NoHeader = False,
+    encoding: Encoding = "",
+    glossary: Glossary = None,
+    keep_order: Annotated[
+        bool, typer.Option("--keep-order", help="Rows of the parts, sorted by name, in the order of the input.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete what is in the output folder first.")] = False,
+    *,
+    settings: Settings,
+) -> None:
+    """Translate exports of any size on a Ray cluster (needs the extra `ray`).
+
+    Without RAY_ADDRESS a cluster of this machine alone is started. The output folder gets parts in the format of the
+    input, the rows that failed under _errors, and _SUCCESS at the end.
+
+    Exit status: 0 all fine, 1 some rows failed, 2 usage.
+
+    Examples:
+
+        comment-translate ray comments/ translated/ -c text -t en --num-workers 4
+
+        RAY_ADDRESS=auto comment-translate ray s3://data/in s3://data/out -c text -t en --num-workers 64 --num-gpus 1
+    """
+    from translator.exports.jobs import ExportOptions
+
+    try:
+        try:
+            from translator import ray_job
+        except ModuleNotFoundError as error:
+            raise ExportError(f"{error.name} is not installed: pip install 'comment-translate[ray]'") from None
+        terms = read_glossary(glossary) if glossary else []
+        columns = ExportOptions(tuple(column), to, tuple(output_column), details).resolve()
+        options = ray_job.RayOptions(
+            columns,
+            to,
+            source,
+            tuple(terms),
+            num_workers,
+            num_cpus,
+            num_gpus,
+            batch_rows,
+            format,
+            delimiter.replace("\\t", "\t"),
+            encoding,
+            not no_header,
+            keep_order,
+            overwrite,
+        )
+        summary = ray_job.run(inputs, output, options, settings)
+    except ExportError as error:
+        print(f"comment-translate: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    print(summary, file=sys.stderr)
+    raise typer.Exit(summary.exit_code)

@@ -123,6 +123,11 @@ def _too_long(text: str, limit: int) -> Outcome | None:
     return Outcome(None, failure=Failure("CONTENT_TOO_LONG", message))
 
 
+def failure_of(reason: str, message: str) -> Failure:
+    """A translation error as a row's failure. A file has an empty field where a call gets the source text back."""
+    return Failure(reason, message.removesuffix("; the source text is returned"))
+
+
 def outcome_of(translation: Translation) -> Outcome:
     """The library's answer as an outcome."""
     error, skip = translation.error, translation.skip
@@ -130,6 +135,6 @@ def outcome_of(translation: Translation) -> Outcome:
         None if error else translation.text,
         translation.detected_language,
         skip.value if skip else "",
-        Failure(error.reason, str(error)) if error else None,
+        failure_of(error.reason, str(error)) if error else None,
         translation.cache_hit,
     )

@@ -106,14 +106,14 @@ class CsvTable:
     """
 
     def __init__(self, source: TextInput, columns: Columns, delimiter: str = "", header: bool = True) -> None:
-        self._source = source
+        self.source = source
         self._columns = columns
         self._header = header
         self.note = source.note
-        self._delimiter = delimiter or self._find_delimiter()
+        self.delimiter = delimiter or self._find_delimiter()
         self._width = 0
         self._indices: list[int] = []
-        first = _Splitter(iter(source.sample_lines), self._delimiter).next()
+        first = _Splitter(iter(source.sample_lines), self.delimiter).next()
         self._first = first if first is None or header else _Record([], "", "", first.fields)
         if first is None:
             return
@@ -131,7 +131,7 @@ class CsvTable:
         """The one under which the first row has the columns asked for, and the other rows as many fields."""
 
         def score(delimiter: str) -> tuple[int, float, int]:
-            splitter = _Splitter(iter(self._source.sample_lines), delimiter)
+            splitter = _Splitter(iter(self.source.sample_lines), delimiter)
             records = list(islice(iter(splitter.next, None), 50))
             if not records or not records[0].fields:
                 return 0, 0.0, 0
@@ -142,7 +142,7 @@ class CsvTable:
             return found, alike / len(records) if len(names) > 1 else 0.0, len(names)
 
         # max keeps the first of equals, and a .tsv file is most likely what it says.
-        named = "\t" if self._source.path and ".tsv" in self._source.path.suffixes else ","
+        named = "\t" if self.source.path and ".tsv" in self.source.path.suffixes else ","
         return max(sorted(DELIMITERS, key=lambda d: d != named), key=score)
 
     def _index(self, column: str, names: Sequence[str]) -> int:
@@ -150,30 +150,30 @@ class CsvTable:
             if len(places) > 1:
                 numbers = ", ".join(f"#{i + 1}" for i in places)
                 raise ExportError(
-                    f"{self._source.name}: {len(places)} columns are named {column!r}; say which by number: {numbers}"
+                    f"{self.source.name}: {len(places)} columns are named {column!r}; say which by number: {numbers}"
                 )
             return places[0]
         if re.fullmatch(r"#[1-9]\d*", column) and int(column[1:]) <= len(names):
             return int(column[1:]) - 1
         if not self._header:
             raise ExportError(
-                f"{self._source.name}: has {len(names)} columns and no header: name them #1 to #{len(names)}, "
+                f"{self.source.name}: has {len(names)} columns and no header: name them #1 to #{len(names)}, "
                 f"not {column!r}"
             )
-        raise ExportError(f"{self._source.name}: has no column {column!r}; it has: {', '.join(names)}")
+        raise ExportError(f"{self.source.name}: has no column {column!r}; it has: {', '.join(names)}")
 
     def head(self) -> bytes:
         """Byte order mark and header, with the new names."""
         if self._first is None or not self._header:
-            return self._source.bom
+            return self.source.bom
         quoted = all(field.startswith('"') for field in self._first.fields or ())
-        added = "".join(self._delimiter + self._cell(name, quoted) for name in self._columns.added)
+        added = "".join(self.delimiter + self._cell(name, quoted) for name in self._columns.added)
         # A file that ends after its header, without a line end, stays so.
-        return self._source.bom + self._source.encode(self._first.text + added + self._first.end)
+        return self.source.bom + self.source.encode(self._first.text + added + self._first.end)
 
     def rows(self, start: Position) -> Iterator[Row]:
         """See ``Table``. A ragged row of several lines gives up only its first line: a stray quote costs one row."""
-        source = self._source
+        source = self.source
         offset, number, line = start.offset, start.row, start.line
         if self._first is None:
             return
@@ -182,7 +182,7 @@ class CsvTable:
             if self._header:
                 offset += len(source.encode("".join(self._first.lines)))
                 line = len(self._first.lines)
-        splitter = _Splitter(source.lines(offset), self._delimiter)
+        splitter = _Splitter(source.lines(offset), self.delimiter)
         while record := splitter.next():
             fields, failure = record.fields, None
             if fields is None:
@@ -208,25 +208,25 @@ class CsvTable:
     def _text(self, field: str) -> str | Failure:
         value = _value(field)
         if SURROGATE.search(value):
-            return Failure("INVALID_ENCODING", f"the text is not valid {self._source.encoding}")
+            return Failure("INVALID_ENCODING", f"the text is not valid {self.source.encoding}")
         return value
 
     def render(self, row: Row, outcomes: Sequence[Outcome]) -> bytes:
         """The row with the new fields at its end, quoted where the text was or where they need it."""
         if not outcomes:
-            return self._source.encode(row.raw)
+            return self.source.encode(row.raw)
         text, end = _cut_end(row.raw)
         assert isinstance(row.hint, list)
         values = self._columns.values(outcomes)
         each = len(values) // len(outcomes)
         # Only the translation follows the text's quoting; language and status are plain words.
         added = (self._cell(value, row.hint[i // each] and i % each == 0) for i, value in enumerate(values))
-        return self._source.encode(text + "".join(self._delimiter + cell for cell in added) + end)
+        return self.source.encode(text + "".join(self.delimiter + cell for cell in added) + end)
 
     def _cell(self, value: str | None, quoted: bool) -> str:
         if value is None:
             return ""
-        if quoted or any(c in value for c in (self._delimiter, '"', "\n", "\r")):
+        if quoted or any(c in value for c in (self.delimiter, '"', "\n", "\r")):
             return '"' + value.replace('"', '""') + '"'
         return value
 
@@ -235,7 +235,7 @@ class CsvTable:
 
     def fraction(self) -> float | None:
         """See ``Table``."""
-        return self._source.fraction()
+        return self.source.fraction()
 
 
 def _cut_end(text: str) -> tuple[str, str]:

@@ -142,6 +142,13 @@ class TextInput:
         """
         return text.encode(self.encoding, ENCODINGS[self.encoding])
 
+    def closed(self, row: bytes) -> bytes:
+        """The row, with a line end if it has none: the last row of a file that is not the last one where it goes."""
+        if row.endswith(self.encode(self.newline)):
+            return row
+        crlf = bool(self.sample_lines) and self.sample_lines[0].endswith("\r\n")
+        return row + self.encode("\r\n" if crlf else self.newline)
+
     def lines(self, offset: int) -> Iterator[str]:
         """Lines with their ends, from a byte offset on that is the start of one.
 

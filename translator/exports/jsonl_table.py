@@ -26,7 +26,7 @@ class JsonlTable:
     """
 
     def __init__(self, source: TextInput, columns: Columns) -> None:
-        self._source = source
+        self.source = source
         self._columns = columns
         self.note = source.note
         seen: dict[str, None] = {}
@@ -46,13 +46,13 @@ class JsonlTable:
 
     def head(self) -> bytes:
         """The byte order mark, if any."""
-        return self._source.bom
+        return self.source.bom
 
     def rows(self, start: Position) -> Iterator[Row]:
         """See ``Table``."""
-        offset, number, line = start.offset or len(self._source.bom), start.row, start.line
-        for raw in self._source.lines(offset):
-            offset += len(self._source.encode(raw))
+        offset, number, line = start.offset or len(self.source.bom), start.row, start.line
+        for raw in self.source.lines(offset):
+            offset += len(self.source.encode(raw))
             line += 1
             blank = not raw.strip()
             number += not blank
@@ -77,14 +77,14 @@ class JsonlTable:
         if not isinstance(text, str):
             return Failure("NOT_A_STRING", f"the value of {column!r} is {type(text).__name__}, not a string")
         if SURROGATE.search(text):
-            return Failure("INVALID_ENCODING", f"the text is not valid {self._source.encoding}")
+            return Failure("INVALID_ENCODING", f"the text is not valid {self.source.encoding}")
         return text
 
     def render(self, row: Row, outcomes: Sequence[Outcome]) -> bytes:
         """The line with the new keys before its closing brace, spaced and escaped as the line is."""
         raw = row.raw
         if not outcomes:
-            return self._source.encode(raw)
+            return self.source.encode(raw)
         values = dict(zip(self._columns.added, self._columns.values(outcomes), strict=True))
         first = _FIRST_KEY.match(raw)
         compact = first is not None and not first.group(1)
@@ -93,14 +93,14 @@ class JsonlTable:
         brace = raw.rindex("}")
         place = len(raw[:brace].rstrip())
         comma = "," if compact else ", "
-        return self._source.encode(raw[:place] + comma + added[1:-1] + raw[place:])
+        return self.source.encode(raw[:place] + comma + added[1:-1] + raw[place:])
 
     def finish(self, part: Path) -> None:
         """Nothing: the part file is the output."""
 
     def fraction(self) -> float | None:
         """See ``Table``."""
-        return self._source.fraction()
+        return self.source.fraction()
 
 
 def _parse(line: str) -> tuple[dict[str, Any] | None, Failure | None]:

@@ -36,18 +36,7 @@ class ParquetTable:
             self._file = pq.ParquetFile(path)
         except (pa.ArrowException, OSError) as error:
             raise ExportError(f"{path}: cannot be read as Parquet: {error}") from error
-        schema = self._file.schema_arrow
-        for column in columns.inputs:
-            if column not in schema.names:
-                raise ExportError(f"{path}: has no column {column!r}; it has: {', '.join(schema.names)}")
-            if schema.names.count(column) > 1:
-                raise ExportError(f"{path}: {schema.names.count(column)} columns are named {column!r}; rename one")
-            kind = schema.field(column).type
-            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-                raise ExportError(f"{path}: column {column!r} holds {kind}, not strings")
-        if taken := [name for name in columns.added if name in schema.names]:
-            raise ExportError(f"{path}: column {taken[0]!r} is there already; choose another name with --output-column")
+        check_schema(str(path), self._file.schema_arrow, columns)
         self._read = 0
 
     def head(self) -> bytes:
@@ -73,7 +62,7 @@ class ParquetTable:
                     number += batch.num_rows
                     continue
                 # A null, and a value whose bytes are not UTF-8, are both possible in any string column.
-                values = [_strings(batch.column(name)) for name in names]
+                values = [strings(batch.column(name)) for name in names]
                 for cells in zip(*values, strict=True):
                     number += 1
                     self._read = number
@@ -142,7 +131,27 @@ class ParquetTable:
         return self._read / total if total else None
 
 
-def _strings(column: pa.Array) -> list[Cell]:
+def check_schema(name: str, schema: pa.Schema, columns: Columns) -> None:
+    """Whether the columns are there, hold strings, and leave room for the new ones.
+
+    Raises:
+        ExportError: they do not.
+    """
+    for column in columns.inputs:
+        if column not in schema.names:
+            raise ExportError(f"{name}: has no column {column!r}; it has: {', '.join(schema.names)}")
+        if schema.names.count(column) > 1:
+            raise ExportError(f"{name}: {schema.names.count(column)} columns are named {column!r}; rename one")
+        kind = schema.field(column).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+            raise ExportError(f"{name}: column {column!r} holds {kind}, not strings")
+    if taken := [new for new in columns.added if new in schema.names]:
+        raise ExportError(f"{name}: column {taken[0]!r} is there already; choose another name with --output-column")
+
+
+def strings(column: pa.Array) -> list[Cell]:
+    """Values of a column of any string type; those that are not UTF-8 as failures."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     try:

@@ -14,6 +14,7 @@ from time import monotonic
 import grpc
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from translator.exports.backends import failure_of
 from translator.exports.rows import ExportError, ExportStopped, Failure, Outcome
 from translator.glossary import Term
 from translator.v1 import translation_pb2 as pb
@@ -257,7 +258,7 @@ class RemoteBackend:
 
 def _outcome(translation: pb.Translation) -> Outcome:
     status = translation.status
-    failure = Failure(_reason(status), status.message) if status.code else None
+    failure = failure_of(_reason(status), status.message) if status.code else None
     return Outcome(
         None if failure else translation.translated_text,
         translation.detected_language_code,
