@@ -2,10 +2,10 @@
 
     python bench/detection.py [--lingua] [dev/comments.tsv ...]
 
-Texts: the hand-written cases beside this file, and both sides of each parallel file (tab-separated: origin, zh, en), as they are and
-clipped to their first 1 to 10 characters (English to whole words). For the clipped ones only zh, en and "other" are told
-apart; hand-written cases count only if the very code is right. With --lingua the same texts go through lingua-language-detector
-(if installed), restricted to the languages of the cases.
+Texts: the hand-written cases beside this file, and both sides of each parallel file (tab-separated: origin, zh,
+en), as they are and clipped to their first 1 to 10 characters (English to whole words). A hand-written case
+counts only if the very code is right; of the others only zh and en are told apart. With --lingua the same texts go
+through lingua-language-detector (if installed), restricted to the languages of the cases.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from translator.text import normalise
 CASES = Path(__file__).with_name("detection_cases.tsv")
 BUCKETS = (1, 2, 3, 4, 5, 6, 8, 10, 20, 50, 10_000)
 LINGUA = {
-    "CHINESE": "zh", "ENGLISH": "en", "JAPANESE": "ja", "KOREAN": "ko", "RUSSIAN": "ru", "ARABIC": "ar", "THAI": "th", "HINDI": "hi",
-    "GREEK": "el", "HEBREW": "he", "SPANISH": "es", "PORTUGUESE": "pt", "FRENCH": "fr", "GERMAN": "de", "ITALIAN": "it", "DUTCH": "nl",
+    "CHINESE": "zh", "ENGLISH": "en", "JAPANESE": "ja", "KOREAN": "ko", "RUSSIAN": "ru", "ARABIC": "ar",
+    "THAI": "th", "HINDI": "hi",
+    "GREEK": "el", "HEBREW": "he", "SPANISH": "es", "PORTUGUESE": "pt", "FRENCH": "fr", "GERMAN": "de",
+    "ITALIAN": "it", "DUTCH": "nl",
     "INDONESIAN": "id", "TAGALOG": "tl", "VIETNAMESE": "vi", "TURKISH": "tr", "POLISH": "pl", "SWEDISH": "sv",
 }  # fmt: skip
 
@@ -60,7 +62,7 @@ def rules(text: str) -> str:
 
 
 def lingua() -> Callable[[str], str]:
-    import lingua as library  # not a dependency: measured here only
+    import lingua as library  # type: ignore[import-not-found]  # not a dependency, only measured
 
     languages = [getattr(library.Language, name) for name in LINGUA]
     detector = library.LanguageDetectorBuilder.from_languages(*languages).with_preloaded_language_models().build()

@@ -15,7 +15,7 @@ def test_lexicon_is_well_formed(direction: str) -> None:
         assert entry.term == entry.term.strip() != ""
         assert entry.rendering or entry.plain
         # Rendering in the target's script, plain words in the source's, and never the term itself.
-        assert entry.plain.casefold() != entry.term.casefold()
+        assert entry.plain.lower() != entry.term.lower()
         has_han = any("\u4e00" <= c <= "\u9fff" for c in entry.rendering)
         assert not entry.rendering or has_han == (direction == "en-zh")
         if direction == "en-zh":
@@ -34,24 +34,27 @@ def test_render_and_rewrite() -> None:
     assert rewrite("这首歌yyds，真的YYDS", "zh-en") == "这首歌永远的神，真的永远的神"
     assert rewrite("myyds yyds2", "zh-en") == "myyds yyds2"
     assert rewrite("NGL it's good", "en-zh") == "not gonna lie it's good"
+    assert rewrite("Ngl it’s good, Y’all", "en-zh") == "Not gonna lie it’s good, You all"
 
 
 def test_terms_longest_first_and_whole_words() -> None:
     terms = [Term("cat", "猫"), Term("cat food", "猫粮"), Term("猫", "cat"), Term("C++", "C++语言")]
-    found = [(hit.start, hit.term.target) for hit in find_terms("Cat food, cats, CAT 猫咪 C++", terms)]
+    found = [(hit.start, hit.term.target) for hit in find_terms("Cat food, cats, CAT 猫咪 C++", tuple(terms))]
     assert found == [(0, "猫粮"), (16, "猫"), (20, "cat"), (23, "C++语言")]
-    assert find_terms("anything", []) == []
+    assert find_terms("anything", ()) == []
 
 
 def test_first_of_two_terms_with_one_source_wins() -> None:
-    assert find_terms("a cat", [Term("cat", "猫"), Term("CAT", "喵")])[0].term.target == "猫"
+    assert find_terms("a cat", (Term("cat", "猫"), Term("CAT", "喵")))[0].term.target == "猫"
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "晚上头发湿着睡", "吃土豆", "吃瓜子", "突破防线", "拒绝了", "电脑补丁", "游戏精灵", "工作精神", "菠菜鸡蛋", "早八点", "旅行社恐怕不行",
-        "爱豆腐", "劳斯莱斯", "闭眼入睡", "避雷针", "倒塌房屋", "剩下头像", "凉凉的", "酱紫色", "积木有点贵", "羡慕了", "不造成", "饼干很好吃",
+        "晚上头发湿着睡", "吃土豆", "吃瓜子", "突破防线", "拒绝了", "电脑补丁", "游戏精灵", "工作精神",
+        "菠菜鸡蛋", "早八点", "旅行社恐怕不行",
+        "爱豆腐", "劳斯莱斯", "闭眼入睡", "避雷针", "倒塌房屋", "剩下头像", "凉凉的", "酱紫色", "积木有点贵",
+        "羡慕了", "不造成", "饼干很好吃",
         "VIP的", "1080p的视频", "2TB", "GG邦",
     ],
 )  # fmt: skip

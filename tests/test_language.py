@@ -14,9 +14,11 @@ from translator.text import normalise
 @pytest.mark.parametrize(
     ("code", "expected"),
     [
-        ("zh", ZH_HANS), ("ZH_cn", ZH_HANS), ("zh-SG", ZH_HANS), ("zh-hans", ZH_HANS), ("cmn", ZH_HANS), ("zho", ZH_HANS),
+        ("zh", ZH_HANS), ("ZH_cn", ZH_HANS), ("zh-SG", ZH_HANS), ("zh-hans", ZH_HANS), ("cmn", ZH_HANS),
+        ("zho", ZH_HANS),
         ("zh-Hans-CN", ZH_HANS), ("zh-TW", ZH_HANT), ("zh_HK", ZH_HANT), ("zh-mo", ZH_HANT), ("zh-Hant", ZH_HANT),
-        ("zh-Hant-HK", ZH_HANT), ("en", EN), ("EN-us", EN), ("en_GB", EN), ("eng", EN), (" en ", EN), ("", ""), ("Auto", ""),
+        ("zh-Hant-HK", ZH_HANT), ("en", EN), ("EN-us", EN), ("en_GB", EN), ("eng", EN), (" en ", EN), ("", ""),
+        ("Auto", ""),
     ],
 )  # fmt: skip
 def test_canonical(code: str, expected: str) -> None:

@@ -1,16 +1,17 @@
 """Terms with a prescribed translation: the caller's glossary and the built-in slang lexicon.
 
 ``data/slang.tsv`` has one row a term: direction ("zh-en" or "en-zh"), the term, its rendering in the target
-language, the same thing in plain words of the source language, and a note. A sentence that consists of the term alone gets
-the rendering and needs no model. Inside a longer sentence the term is replaced by the plain words before the model sees it, so
-that grammar is left to the model; a term without plain words is left as it is there (it is ambiguous, or the models know it).
+language, the same thing in plain words of the source language, and a note. A sentence that is the term alone
+gets the rendering and needs no model. Inside a longer sentence the term is replaced by the plain words before
+the model sees it, so that grammar is left to the model; a term without plain words stays as it is there
+(it is ambiguous, or models know it).
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -57,40 +58,77 @@ def lexicon(direction: str) -> dict[str, Entry]:
     for line in _TABLE.splitlines()[2:]:
         row_direction, term, rendering, plain, _note = line.split("\t")
         if row_direction == direction:
-            entries[term.casefold()] = Entry(term, rendering, plain)
+            entries[term.lower()] = Entry(term, rendering, plain)
     return entries
 
 
-def find_terms(text: str, terms: Sequence[Term]) -> list[Hit]:
+# Terms in lower case by their first two characters, the longest first; terms of one character by that one.
+_Index = dict[str, list[str]]
+
+
+def _index(terms: Iterable[str]) -> _Index:
+    index: _Index = {}
+    for term in sorted(terms, key=len, reverse=True):
+        index.setdefault(term[:2], []).append(term)
+    return index
+
+
+def _find(text: str, index: _Index) -> list[tuple[int, int, str]]:
+    """Start, end and term of each occurrence: leftmost, then longest first; Latin terms only as whole words.
+
+    A look-up in a dictionary for each character beats a regular expression of hundreds of alternatives by far.
+    """
+    lower = text.lower().replace("’", "'")
+    if len(lower) != len(text):  # a few letters of Unicode grow in lower case: match as written
+        lower = text
+    found: list[tuple[int, int, str]] = []
+    skip = 0
+    for at in range(len(lower)):
+        pair = lower[at : at + 2]
+        if pair in index:
+            candidates = index[pair] + index.get(pair[0], [])
+        elif pair[0] in index:
+            candidates = index[pair[0]]
+        else:
+            continue
+        if at < skip:
+            continue
+        for term in candidates:
+            end = at + len(term)
+            if lower.startswith(term, at) and _is_whole(lower, at, end):
+                found.append((at, end, term))
+                skip = end
+                break
+    return found
+
+
+def _is_whole(text: str, start: int, end: int) -> bool:
+    joined_before = start > 0 and _is_latin(text[start]) and _is_latin(text[start - 1])
+    joined_after = end < len(text) and _is_latin(text[end - 1]) and _is_latin(text[end])
+    return not joined_before and not joined_after
+
+
+def _is_latin(char: str) -> bool:
+    return char < "\u0250" and char.isalnum()
+
+
+def find_terms(text: str, terms: tuple[Term, ...]) -> list[Hit]:
     """Where the terms occur in a text: leftmost first, the longest where several match, never overlapping."""
     if not terms:
         return []
-    matches, by_source = _term_matcher(tuple(terms))
-    return [Hit(m.start(), m.end(), by_source[m.group().casefold()]) for m in matches(text)]
+    by_source, index = _term_index(terms)
+    return [Hit(start, end, by_source[source]) for start, end, source in _find(text, index)]
 
 
 @lru_cache(maxsize=64)
-def _term_matcher(
-    terms: tuple[Term, ...],
-) -> tuple[Callable[[str], list[re.Match[str]]], dict[str, Term]]:
-    by_source = {term.source.casefold(): term for term in reversed(terms)}
-    pattern = _alternatives([term.source for term in terms])
-    # Only Latin letters are folded: a pattern-wide flag would fold other scripts too, where a term is matched as written.
-    return lambda text: [m for m in pattern.finditer(text) if m.group().casefold() in by_source], by_source
-
-
-def _alternatives(terms: Sequence[str]) -> re.Pattern[str]:
-    parts = []
-    for term in sorted(set(terms), key=len, reverse=True):
-        before = r"(?<![A-Za-z0-9])" if term[0].isascii() and term[0].isalnum() else ""
-        after = r"(?![A-Za-z0-9])" if term[-1].isascii() and term[-1].isalnum() else ""
-        parts.append(before + re.escape(term) + after)
-    return re.compile("|".join(parts), re.IGNORECASE)
+def _term_index(terms: tuple[Term, ...]) -> tuple[dict[str, Term], _Index]:
+    by_source = {term.source.lower(): term for term in reversed(terms)}
+    return by_source, _index(by_source)
 
 
 @cache
-def _rewriter(direction: str) -> re.Pattern[str]:
-    return _alternatives([entry.term for entry in lexicon(direction).values() if entry.plain])
+def _plain_index(direction: str) -> _Index:
+    return _index(term for term, entry in lexicon(direction).items() if entry.plain)
 
 
 def rewrite(text: str, direction: str) -> str:
@@ -98,18 +136,25 @@ def rewrite(text: str, direction: str) -> str:
 
     One or two letters count only in lower case: "bc" is "because", "BC" is not.
     """
+    hits = _find(text, _plain_index(direction))
+    if not hits:
+        return text
     entries = lexicon(direction)
-
-    def plain(match: re.Match[str]) -> str:
-        word = match.group()
-        return word if len(word) < 3 and word != word.lower() else entries[word.casefold()].plain
-
-    return _rewriter(direction).sub(plain, text)
+    out, at = [], 0
+    for start, end, term in hits:
+        word, plain = text[start:end], entries[term].plain
+        if len(word) < 3 and word != term:
+            continue
+        if word[0].isupper() and not word.isupper():
+            plain = plain[0].upper() + plain[1:]
+        out += [text[at:start], plain]
+        at = end
+    return "".join([*out, text[at:]])
 
 
 def render(text: str, direction: str) -> str | None:
     """The translation of a sentence that is one slang term and nothing else; None for any other."""
-    entry = lexicon(direction).get(text.casefold())
+    entry = lexicon(direction).get(text.lower().replace("’", "'"))
     return (entry.rendering if entry else _laugh(text, direction)) or None
 
 
@@ -130,8 +175,8 @@ def _laugh(text: str, direction: str) -> str:
 
 
 def is_chinese_slang(word: str) -> bool:
-    """True for Chinese slang in Latin letters that cannot be anything else, such as yyds (but not "gg" or "wok")."""
-    word = word.casefold()
+    """True for Chinese slang in Latin letters that is nothing else: yyds, but not "gg" or "wok"."""
+    word = word.lower()
     if word not in lexicon("zh-en") or word in lexicon("en-zh"):
         return False
     return len(word) > 3 or (len(word) == 3 and not set(word) & set("aeiou"))

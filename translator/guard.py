@@ -25,7 +25,7 @@ _HAN = regex.compile(r"\p{Han}")
 _LATIN_WORD = regex.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*+")
 _OTHER_SCRIPT = regex.compile(r"[\p{Hiragana}\p{Katakana}\p{Hangul}\p{Cyrillic}\p{Arabic}\p{Thai}\p{Greek}]")
 # Something said four times in a row, however short, or a phrase three times.
-_LOOP = regex.compile(r"(\S.{7,39}?)\1{2,}+|(\S.{0,39}?)\2{3,}+", regex.DOTALL)
+_LOOP = regex.compile(r"(\S.{7,39}?)(?:[\s,.!?，。！？、]*+\1){2,}+|(\S.{0,39}?)(?:[\s,，、]?\2){3,}+", regex.DOTALL)
 
 # A stutter inside a word ("ialialial", "utututer"), unless it is laughing or singing.
 _STUTTER = regex.compile(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from importlib.resources import files
 
 import regex
@@ -73,6 +73,7 @@ _RUNS = regex.compile(
     r"|(?P<km>\p{Khmer}++)|(?P<lo>\p{Lao}++)|(?P<ka>\p{Georgian}++)|(?P<hy>\p{Armenian}++)|(?P<am>\p{Ethiopic}++)"
     r"|(?P<bo>\p{Tibetan}++)|(?P<mn>\p{Mongolian}++)|(?P<other>\p{L}++)"
 )
+_CHINESE = regex.compile(r"\s*+[\u4E00-\u9FFF][\u4E00-\u9FFF，。！？、…～\s!?~,.]*+")
 # Words that Chinese needs and Japanese hardly writes; and kana that Chinese writers use for decoration.
 _CHINESE_ONLY = frozenset("是的了吗嗎呢吧啊这這你们們他她它很就都也还還没沒说說谢謝吃哪怎么麼")
 _DECORATIVE_KANA = frozenset("のノツシッーミ彡")
@@ -98,50 +99,54 @@ _LETTERS = (
 def detect(text: str) -> Detection:
     """Says in which language a text is written.
 
-    Links, mentions, tags, emoji and the like do not count. Where languages mix, the one that carries the sentence wins.
+    Links, mentions, tags, emoji and the like do not count. Where languages mix, the one that carries the
+    sentence wins.
 
     Args:
         text: normalised text.
     """
+    bare = without_spans(text)
+    if _CHINESE.fullmatch(bare):
+        return Detection(ZH_HANT if is_hant(bare) else ZH_HANS, _confidence(1.0, len(bare)))
     runs: dict[str, list[str]] = {}
-    for match in _RUNS.finditer(without_spans(text)):
+    for match in _RUNS.finditer(bare):
         assert match.lastgroup is not None
         runs.setdefault(match.lastgroup, []).append(match.group())
+    if not runs:
+        return Detection(UND, 0.0)
     han, kana, words = "".join(runs.pop("han", ())), "".join(runs.pop("kana", ())), runs.pop("latin", [])
+    if not (han or kana or runs) and not any(map(glossary.is_chinese_slang, words)):
+        return Detection(*_latin(words))
     # A Latin word weighs as much as the Han characters it would be written with; names and brands, which
     # both languages borrow, weigh less; and a particle shows whose grammar it is ("emo了").
     slang = sum(map(glossary.is_chinese_slang, words))
     scores = {"zh": len(han) + sum(c in _CHINESE_ONLY for c in han) + 2.0 * slang}
-    scores["latin"] = sum(_weight(word) for word in words)
+    scores["latin"] = sum(map(_weight, words)) if len(words) > slang else 0.0
     for language, found in runs.items():
         scores[language] = float(len("".join(found)))
-    real_kana = sum(1 for c in kana if c not in _DECORATIVE_KANA)
-    if real_kana and sum(1 for c in han if c in _CHINESE_ONLY) * 2 < real_kana:
+    real_kana = sum(c not in _DECORATIVE_KANA for c in kana)
+    if real_kana and sum(c in _CHINESE_ONLY for c in han) * 2 < real_kana:
         scores["ja"] = scores.pop("zh") + len(kana)
     elif kana and not han:
         scores["ja"] = float(len(kana))
-    total = sum(scores.values())
-    if not words and total == 0:
-        return Detection(UND, 0.0)
     best = max(scores, key=lambda language: scores[language])
-    share = scores[best] / total if total else 1.0
+    share = scores[best] / sum(scores.values())
     if best == "latin":
-        language, certainty = _latin(tuple(word.lower().replace("’", "'") for word in words))
+        language, certainty = _latin(words)
         return Detection(language, round(certainty * share, 3))
-    # One character of a script is good evidence, ten are certainty.
-    confidence = round(share * (1 - 0.3 * 0.7 ** scores[best]), 3)
+    confidence = _confidence(share, scores[best])
     if best == "zh":
         return Detection(ZH_HANT if is_hant(han) else ZH_HANS, confidence)
-    return Detection({"other": UND}.get(best, best), confidence)
+    return Detection(UND if best == "other" else best, confidence)
 
 
-def is_latin_pinyin(text: str) -> bool:
-    """True when every word of the text is Chinese in Latin letters."""
-    return detect(text).language == ZH_LATN
+def _confidence(share: float, evidence: float) -> float:
+    """One character of a script is good evidence, ten are certainty."""
+    return float(round(share * (1 - 0.3 * 0.7**evidence), 3))
 
 
 def _weight(word: str) -> float:
-    if word.lower() in _words()["en"]:
+    if EN in _languages_of(word.lower()):
         return 1.5
     if glossary.is_chinese_slang(word):
         return 0.0
@@ -149,35 +154,43 @@ def _weight(word: str) -> float:
 
 
 @cache
-def _words() -> dict[str, frozenset[str]]:
-    table = {}
+def _words() -> dict[str, tuple[str, ...]]:
+    """The languages that have a word in ``data/words.tsv``."""
+    table: dict[str, tuple[str, ...]] = {}
     for line in (files("translator") / "data" / "words.tsv").read_text("utf-8").splitlines()[2:]:
         language, words = line.split("\t")
-        table[language] = frozenset(words.split())
+        for word in words.split():
+            table[word] = (*table.get(word, ()), language)
     return table
+
+
+def _languages_of(word: str) -> tuple[str, ...]:
+    return _words().get(word, ())
 
 
 def is_english_word(word: str) -> bool:
     """True for the few hundred commonest words of English comments, in lower case."""
-    return word in _words()["en"]
+    return EN in _languages_of(word)
 
 
-@lru_cache(maxsize=1024)
-def _latin(words: tuple[str, ...]) -> tuple[str, float]:
-    """The language of words in Latin letters, all lower case, and its certainty."""
-    table = _words()
+def _latin(words: list[str]) -> tuple[str, float]:
+    """The language of words in Latin letters, and its certainty."""
+    words = [word.lower().replace("’", "'") for word in words]
     joined = " ".join(words)
     votes: Counter[str] = Counter()
     english = 0
-    for word in dict.fromkeys(words):
-        is_english = word in table["en"] or glossary.is_english_slang(word)
+    for word in set(words):
+        languages = _languages_of(word)
+        is_english = EN in languages or glossary.is_english_slang(word)
         english += is_english
-        for language, known in table.items():
-            if language != "en" and word in known:
+        for language in languages:
+            if language != EN:
                 votes[language] += 1 if is_english else 2  # half as much for a word that English has too
     pinyin_votes = votes.pop(ZH_LATN, 0) + bool(_TONES.search(joined))
     if _is_pinyin(words, english, pinyin_votes):
         return ZH_LATN, 0.8
+    if joined.isascii() and not votes:
+        return EN, _english_certainty(english / len(words), len(words))
     for language, letters in _LETTERS:
         if letters.search(joined):
             votes[language] += 1
@@ -186,11 +199,14 @@ def _latin(words: tuple[str, ...]) -> tuple[str, float]:
     # English needs no proof but the absence of others: most of its words are not in the table.
     if best > 2 * english and (best >= 2 or not joined.isascii()):
         return other, round(min(0.95, 0.5 + 0.5 * (best / 2 - english) / len(words)), 3)
-    known_share = english / len(words)
-    return EN, round(min(1.0, 0.5 + 0.6 * known_share) * (1 - 0.3 * 0.6 ** len(words)), 3)
+    return EN, _english_certainty(english / len(words), len(words))
 
 
-def _is_pinyin(words: tuple[str, ...], english: int, votes: int) -> bool:
+def _english_certainty(known_share: float, words: int) -> float:
+    return round(min(1.0, 0.5 + 0.6 * known_share) * (1 - 0.3 * 0.6**words), 3)
+
+
+def _is_pinyin(words: list[str], english: int, votes: int) -> bool:
     """All words are Chinese syllables, one is common, and English explains fewer than half of them."""
     if not votes or english * 2 > len(words) or (len(words) == 1 and english):
         return False
@@ -239,4 +255,6 @@ def _script_sets() -> tuple[frozenset[str], frozenset[str]]:
 def is_hant(text: str) -> bool:
     """True when a Chinese text is written in traditional characters; text that could be either counts as simplified."""
     only_hans, only_hant = _script_sets()
+    if only_hant.isdisjoint(text):
+        return False
     return sum(c in only_hant for c in text) > sum(c in only_hans for c in text)

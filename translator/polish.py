@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import regex
 
@@ -15,6 +16,7 @@ _LATIN = regex.compile(r"\p{Latin}")
 _HAN = regex.compile(r"\p{Han}")
 _INVISIBLE = regex.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\ufe00-\ufe0f]")
 _BLANKS = regex.compile(r"[\s\u3000]+")
+_TRIPLE = regex.compile(r"(\S)\1\1")
 _LONG_LETTER = regex.compile(r"([A-Za-z])\1{2,}+")
 _LONG_OTHER = regex.compile(r"([^\s\dA-Za-z\ue000-\ue00f])\1{3,}+")
 _LONG_GROUP = regex.compile(r"([^\s\d\ue000-\ue00f]{2,6}?)\1{3,}+")
@@ -31,7 +33,9 @@ def simplify(text: str, direction: str, slang: bool) -> str:
         direction: "zh-en" or "en-zh".
         slang: apply the lexicon.
     """
-    text = squeeze(_BLANKS.sub(" ", _INVISIBLE.sub("", text)))
+    if not text.isprintable() or "\u3000" in text or "  " in text:
+        text = _BLANKS.sub(" ", _INVISIBLE.sub("", text))
+    text = squeeze(text)
     if direction == "en-zh":
         text = _lower_shouting(text)
     return glossary.rewrite(text, direction) if slang else text
@@ -39,9 +43,13 @@ def simplify(text: str, direction: str, slang: bool) -> str:
 
 def squeeze(text: str) -> str:
     """Elongations cut down: "sooooo" to "so", "好好好好好" to "好好好". Models loop on them."""
-    text = _LONG_LETTER.sub(_short_letter, text)
-    text = _LONG_OTHER.sub(r"\1\1\1", text)
-    return _LONG_GROUP.sub(r"\1\1", text)
+    if _TRIPLE.search(text):
+        text = _LONG_LETTER.sub(_short_letter, text)
+        text = _LONG_OTHER.sub(r"\1\1\1", text)
+    # Text without a group said four times has mostly different pairs of characters.
+    if len(text) > 7 and len(set(pairwise(text))) < 0.75 * len(text):
+        text = _LONG_GROUP.sub(r"\1\1", text)
+    return text
 
 
 def _short_letter(match: regex.Match[str]) -> str:
@@ -149,12 +157,13 @@ _FIGURE = {
     ),
     "zh": regex.compile(r"(?<![\dA-Za-z.,])\d{5,}+(?![\dA-Za-z.,])"),
 }
+_DIGIT = regex.compile(r"\d")
 _SLANG_FIGURE = regex.compile(r"6{3,}|23{2,}|5{3,}|996|10086|520|1314|8{2,}|9{2,}")
 
 
 def figures(text: str, target: str) -> list[str]:
     """The figures of a sentence that its translation must repeat, in order."""
-    if not any(map(str.isdigit, text)):
+    if not _DIGIT.search(text):
         return []
     found = (match.group() for match in _FIGURE["en" if target == "en" else "zh"].finditer(text))
     return [figure for figure in found if not _SLANG_FIGURE.fullmatch(figure)]

@@ -98,7 +98,7 @@ _END = regex.compile(
       [。！？!?]++[。！？!?…~～.]*+{_CLOSERS}
     | [；;]++
     | (?:…++|\.{{3,}}+|。{{2,}}+)[。！？!?~～]*+{_CLOSERS}
-    | [~～]++(?=\s*\w)
+    | (?<![~～])[~～]++(?=\s*\w)
     | (?<!\b(?:Mr|Mrs|Ms|Dr|Prof|St|No|vs|etc|Jr|Sr|Mt|ft|feat|approx|e\.g|i\.e|a\.m|p\.m|[A-Z]))
       \.{_CLOSERS}(?=\s|$)
     | (?<=\p{{Han}})\.(?=\p{{Han}})
@@ -117,6 +117,15 @@ _INNER = regex.compile(rf"\s*+{_SLOT}[\s{_SLOT}]*+(?:(?<={_SLOT})[{_MARKS}]++\s*
 def _weight(piece: str) -> int:
     """Roughly how many words."""
     return sum("\u3400" <= c <= "\u9fff" for c in piece) or len(_WORD.findall(piece))
+
+
+def _ends_clause(body: str, start: int, emoji: regex.Match[str]) -> bool:
+    """An emoji between two clauses is as good as a full stop; beside a mark it always is."""
+    if emoji.group().strip(_SLOT + " "):
+        return True
+    before = body[max(start, emoji.start() - 30) : emoji.start()]
+    after = body[emoji.end() : emoji.end() + 30].partition(_SLOT)[0]
+    return _weight(before) >= 4 and _weight(after) >= 2
 
 
 class Cutter:
@@ -207,23 +216,14 @@ class Cutter:
         at, held = 0, 0
         for match in _INNER.finditer(body):
             count = match.group().count(_SLOT)
-            before, after = body[at : match.start()], body[match.end() :]
-            if held + count <= self._placeholders and not self._is_boundary(match.group(), before, after):
+            kinds = {span.kind for span in self._spans[self._next + held : self._next + held + count]}
+            if held + count <= self._placeholders and not (kinds <= _CLAUSE_KINDS and _ends_clause(body, at, match)):
                 held += count
                 continue
-            self._pieces(before)
+            self._pieces(body[at : match.start()])
             self.literal(match.group())
             at, held = match.end(), 0
         self._pieces(body[at:])
-
-    def _is_boundary(self, run: str, before: str, after: str) -> bool:
-        """An emoji between two clauses is as good as a full stop."""
-        first = self._next + before.count(_SLOT)
-        kinds = {span.kind for span in self._spans[first : first + run.count(_SLOT)]}
-        if not kinds <= _CLAUSE_KINDS:
-            return False
-        marked = run.strip(_SLOT + " ") != ""
-        return marked or (_weight(before) >= 4 and _weight(after.partition(_SLOT)[0]) >= 2)
 
     def _pieces(self, piece: str) -> None:
         while len(piece) > self._limit:

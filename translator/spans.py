@@ -42,13 +42,23 @@ class Found(NamedTuple):
     kind: Kind
 
 
-# Characters that are text in a link: a run of them may be followed by punctuation only if more follows.
-# Han belongs to a link only where it starts a path step or value (/wiki/中文), because Chinese
-# comments put no space behind a link.
-_LINK = r"""(?:[.,;:!?'*@]{0,4}+(?:\([A-Za-z0-9_,%.-]{0,60}+\)|[A-Za-z0-9\-_~/#\[&=+$%]|(?<=[/=_\-])\p{Han}++|(?!\p{Han})[\p{L}\p{M}]))"""
-_SAFE_TLD = "com|cn|net|org|io|tv|cc|ly|gg|xyz|app|dev|ai|info|link|top|site|shop|edu|gov|uk|jp|kr|de|fr|hk|tw|gl"
+# A piece of a link; a run of punctuation only if more follows. Han belongs to a link only where it starts a
+# step of the path or a value (/wiki/中文), because Chinese comments put no space behind a link.
+_LINK = (
+    r"(?:[.,;:!?'*@]{0,4}+"
+    r"(?:\([A-Za-z0-9_,%.-]{0,60}+\)|[A-Za-z0-9\-_~/#\[&=+$%]|(?<=[/=_\-])\p{Han}++|(?!\p{Han})[\p{L}\p{M}]))"
+)
+_TLD = "com|cn|net|org|io|tv|cc|ly|gg|xyz|app|dev|ai|info|link|top|site|shop|edu|gov|uk|jp|kr|de|fr|hk|tw|gl"
 _WORD_TLD = "me|so|to|be|in|co|it|is|us|fm|im"  # also English words: only with a path
-_FILES = "py|js|ts|go|rs|java|cpp|sh|jpe?g|png|gif|webp|pdf|zip|rar|7z|exe|apk|mp[34]|mov|txt|csv|json|docx?|xlsx?|pptx?|toml|ya?ml|html?"
+_DOMAIN = (
+    r"(?:[A-Za-z0-9-]{1,63}+\.){1,4}"
+    rf"(?:(?:{_TLD})(?![A-Za-z0-9])(?:[:/?]{_LINK}{{1,2048}}+|/)?+|(?:{_WORD_TLD})/{_LINK}{{1,2048}}+)"
+)
+_EMAIL = r"[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}+@[A-Za-z0-9-]{1,63}+(?:\.[A-Za-z0-9-]{1,63}+){1,4}+"
+_FILE = (
+    r"[A-Za-z0-9_\-]{1,60}\.(?:py|js|ts|go|rs|java|cpp|sh|jpe?g|png|gif|webp|pdf|zip|rar|7z|exe|apk|mp[34]|mov"
+    r"|txt|csv|json|docx?|xlsx?|pptx?|toml|ya?ml|html?)(?![A-Za-z0-9])"
+)
 
 _PICTOGRAPH = (
     r"(?:(?:\p{Emoji_Presentation}|\p{Extended_Pictographic})"
@@ -67,85 +77,10 @@ _FACE_STRONG = (
 _FACE_BODY = r"[^()（）ʔ꒱\[\]\p{Han}A-Za-z0-9\n，。！？、,$%&#@]|[TQOoUuVvwWxX03A口皿益一з灬]"
 _ARM_LEFT = r"[Σヽヾ┏┗ლ૮٩✧ψ୧ᕦᕙᕕ凸╰╮╭⊂づっㄟo\\〜～~乁щ¯_*]{0,5}+"
 _ARM_RIGHT = r"(?:[ノﾉ/\\〜～~و✧づっ╯︵┻━┳┛┓╭╮☆♪♡❤ゝシง凸ψ୨ᕤᕗ彡⌒*゜ﾟo^;_=3ㄏ┌┘¯]|\x20(?=[┻━┬︵]))*+"
-_ASCII_FACES = "|".join(
-    regex.escape(face)
-    for face in sorted(
-        [
-            "T_T",
-            "TT_TT",
-            "T.T",
-            "T^T",
-            "TAT",
-            "QAQ",
-            "QWQ",
-            "QwQ",
-            "qwq",
-            "quq",
-            "OwO",
-            "owo",
-            "UwU",
-            "uwu",
-            "ovo",
-            "OvO",
-            "orz",
-            "Orz",
-            "ORZ",
-            "OTZ",
-            "^_^",
-            "^^",
-            "^-^",
-            "^.^",
-            "^o^",
-            "=_=",
-            "=w=",
-            "=3=",
-            "-_-",
-            "-_-||",
-            "-_-;",
-            "-.-",
-            ">_<",
-            ">.<",
-            ">w<",
-            ">o<",
-            "o_o",
-            "O_O",
-            "o.o",
-            "O.O",
-            "O_o",
-            "o_O",
-            "0_0",
-            "0.0",
-            "@_@",
-            "+_+",
-            "$_$",
-            "*_*",
-            "._.",
-            ";_;",
-            ";w;",
-            ":')",
-            "u_u",
-            "n_n",
-            "x_x",
-            "X_X",
-            "XD",
-            "xD",
-            "xd",
-            "=)",
-            "=D",
-            "=(",
-            "=P",
-            "ಠ_ಠ",
-            "ಥ_ಥ",
-            "<3",
-            "</3",
-            "D:",
-            ">:(",
-            ">:)",
-            ":3",
-        ],
-        key=len,
-        reverse=True,
-    )
+_ASCII_FACES = (
+    r"TT?_TT?|T[.^]T|TAT|QAQ|QWQ|QwQ|qwq|quq|OwO|owo|UwU|uwu|ovo|OvO|[oO]rz|ORZ|OTZ|\^[_.o-]?\^|=[_w3]=|-[_.]-(?:\|\||;)?"
+    r"|>[_.wo]<|[oO][_.][oO]|0[_.]0|@_@|\+_\+|\$_\$|\*_\*|\._\.|;[_w];|u_u|n_n|[xX]_[xX]|[xX]D|xd|=[)D(P]|ಠ_ಠ|ಥ_ಥ"
+    r"|</?3|D:|>:[()]|:3"
 )
 _SMILEY = r"[:;：；]['’]?[-^o]?(?:[)(\]\[}{|/\\*$]|[DPpOo3](?![A-Za-z0-9]))(?!/)|[（(]{1,3}[:：][зз」∠)_]{2,6}+"
 
@@ -160,15 +95,15 @@ _PATTERN = regex.compile(
         (?:https?|ftp)://{_LINK}{{1,2048}}+
       | (?<![A-Za-z0-9_.@-])www\.{_LINK}{{1,2048}}+ )
   | (?P<email>
-        (?<![A-Za-z0-9._%+-])[A-Za-z0-9][A-Za-z0-9._%+-]{{0,63}}+@[A-Za-z0-9-]{{1,63}}+(?:\.[A-Za-z0-9-]{{1,63}}+){{1,4}}+ )
+        (?<![A-Za-z0-9._%+-]){_EMAIL} )
   | (?P<emoji>{_EMOJI})
   | (?P<kaomoji>
         {_ARM_LEFT}[(（ʕ꒰](?=[^)）ʔ꒱\n]{{0,20}}{_FACE_STRONG})(?:{_FACE_BODY}){{1,22}}+[)）ʔ꒱]{_ARM_RIGHT}
       | [（(]?(?:(?<![A-Za-z0-9])|(?=[\^>*;]))[*;]?(?:{_ASCII_FACES})[*;]?(?:(?![A-Za-z0-9])|(?<=[\^<*;]))[)）]?
       | (?<![A-Za-z0-9])(?:{_SMILEY}) )
   | (?P<markup>
-        </?[A-Za-z][^<>\n\p{{Han}}]{{0,60}}+> | <\|[^|<>\n]{{1,40}}+\|> | >>[A-Za-z_]{{2,12}}+<< | &(?:\#\d{{1,6}}|[A-Za-z]{{2,8}});
-      | \u2047 )
+        </?[A-Za-z][^<>\n\p{{Han}}]{{0,60}}+> | <\|[^|<>\n]{{1,40}}+\|> | >>[A-Za-z_]{{2,12}}+<<
+      | &(?:\#\d{{1,6}}|[A-Za-z]{{2,8}}); | \u2047 )
   | (?P<hashtag>
         (?<![A-Za-z0-9&])[#＃](?:
             [^\s#＃]{{1,40}}+[#＃](?![A-Za-z0-9_])
@@ -182,19 +117,25 @@ _PATTERN = regex.compile(
       | (?<![A-Za-z0-9:]):(?:[a-z][a-z0-9_+\-]{{1,30}}+|[+\-]1|100): )
   | (?P<snippet2>
         (?<![A-Za-z0-9_.-])(?:
-            (?:[A-Za-z0-9-]{{1,63}}+\.){{1,4}}(?:(?:{_SAFE_TLD})(?![A-Za-z0-9])(?:[:/?]{_LINK}{{1,2048}}+|/)?+|(?:{_WORD_TLD})/{_LINK}{{1,2048}}+)
-          | [A-Za-z0-9_\-]{{1,60}}\.(?:{_FILES})(?![A-Za-z0-9])
+            {_DOMAIN}
+          | {_FILE}
           | [A-Za-z]:\\[^\s\p{{Han}}<>"|?*]{{1,200}}+
           | [A-Za-z][A-Za-z0-9]{{0,40}}+(?:_[A-Za-z0-9]{{1,40}}+){{1,8}}+
           | [A-Za-z_][A-Za-z0-9_.]{{1,40}}+\(\)
           | (?=[A-Za-z]{{0,40}}[0-9])(?=[0-9]{{0,40}}[A-Za-z])[A-Za-z0-9]{{12,80}}+ )
       | (?<!\S)~?/[A-Za-z0-9_.\-]{{1,80}}+(?:/[A-Za-z0-9_.\-]{{1,80}}+){{1,20}}+ )
   | (?P<symbol>
-        (?:(?![\u00B0\u2100-\u214F\u3200-\u33FF])[\p{{So}}\p{{Co}}\uFFE3\u2190-\u21FF\u27F0-\u27FF\uFE00-\uFE0F\u20E3])++ )
+        (?:(?![\u00B0\u2100-\u214F\u3200-\u33FF])
+           [\p{{So}}\p{{Co}}\uFFE3\u2190-\u21FF\u27F0-\u27FF\uFE00-\uFE0F\u20E3])++ )
     )
     """,
     regex.VERBOSE,
 )
+
+# Most comments hold none of the characters that spans are made of; what is left to look at then are faces and
+# long ids in letters.
+_PLAIN = regex.compile(r"(?:[A-Za-z0-9\s，。！？、…～,!?'’“”\-]|\.(?![A-Za-z0-9])|[\u4E00-\u9FFF])*+")
+_SUSPECT = regex.compile(rf"(?<![A-Za-z0-9])(?:{_ASCII_FACES}|[A-Za-z0-9]{{12}})|\.[._]|-[.-]")
 
 _KIND = {name: Kind(name.rstrip("2")) for name in _PATTERN.groupindex}
 
@@ -211,6 +152,8 @@ def scan(text: str) -> tuple[Found, ...]:
     Returns:
         The spans in order, not overlapping.
     """
+    if _PLAIN.fullmatch(text) and not _SUSPECT.search(text):
+        return ()
     found = []
     for match in _PATTERN.finditer(text):
         assert match.lastgroup is not None
