@@ -8,6 +8,7 @@ name in capitals), a TOML file (``--config`` or ``COMMENT_TRANSLATE_CONFIG``), t
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,9 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from translator.errors import ConfigError
 
 ENV_PREFIX = "COMMENT_TRANSLATE_"
+# For a Service named comment-translate Kubernetes puts its address into every pod under names like ours.
+_SERVICE_LINK = re.compile(r"SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_.*")
+_INT32 = 2**31 - 1
 
 Engine = Literal["auto", "ct2", "torch"]
 Device = Literal["auto", "cpu", "cuda"]
@@ -30,9 +34,12 @@ def _default_cache_dir() -> Path:
 
 
 class Settings(BaseSettings):
-    """Frozen settings of the library and the server. Sizes are bytes, times are seconds."""
+    """Frozen settings of the library and the server. Sizes are bytes, times are seconds.
 
-    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid")
+    Made directly it knows arguments and defaults only; ``load_settings`` reads environment and file too.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     # Network
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for all interfaces.")
@@ -51,7 +58,7 @@ class Settings(BaseSettings):
     )
     reflection: bool = Field(True, description="Serve gRPC reflection (grpcurl and ghz use it).")
     keepalive_seconds: float = Field(
-        60, gt=0, description="Ping an idle connection after this time, so that dead peers are noticed."
+        60, gt=0, le=86_400, description="Ping an idle connection after this time, so that dead peers are noticed."
     )
     drain_seconds: float = Field(
         30, ge=0, description="At SIGTERM or SIGINT, time that calls in flight have to finish."
@@ -108,11 +115,11 @@ class Settings(BaseSettings):
     cache_ttl_seconds: float = Field(0, ge=0, description="Age at which a cached sentence expires; 0: never.")
 
     # Limits
-    max_contents: int = Field(1024, ge=1, description="Comments in one request.")
-    max_request_codepoints: int = Field(30_720, ge=1, description="Code points in one request.")
-    max_content_codepoints: int = Field(5_000, ge=1, description="Code points in one comment.")
-    max_glossary_terms: int = Field(100, ge=0, description="Glossary terms in one request.")
-    max_message_bytes: int = Field(4 * 2**20, ge=1024, description="Bytes in one gRPC message.")
+    max_contents: int = Field(1024, ge=1, le=_INT32, description="Comments in one request.")
+    max_request_codepoints: int = Field(30_720, ge=1, le=_INT32, description="Code points in one request.")
+    max_content_codepoints: int = Field(5_000, ge=1, le=_INT32, description="Code points in one comment.")
+    max_glossary_terms: int = Field(100, ge=0, le=_INT32, description="Glossary terms in one request.")
+    max_message_bytes: int = Field(4 * 2**20, ge=1024, le=_INT32, description="Bytes in one gRPC message.")
 
     # Log
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level logged.")
@@ -129,7 +136,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings
+        return (init_settings,)
 
 
 def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = None) -> Settings:
@@ -151,9 +158,8 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
             from_file = tomllib.loads(config.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"cannot read the configuration file {config}: {error}") from error
-    in_environment = {name for name in Settings.model_fields if (ENV_PREFIX + name.upper()) in os.environ}
-    # The file yields to the environment, which pydantic reads itself.
-    merged = {name: value for name, value in from_file.items() if name not in in_environment} | given
+    from_environment = _environment()
+    merged = from_file | from_environment | given
     try:
         return Settings(**merged)
     except ValidationError as error:
@@ -162,10 +168,24 @@ def load_settings(flags: Mapping[str, Any] | None = None, config: Path | None = 
             name = ".".join(str(part) for part in detail["loc"])
             if name in given:
                 origin = "--" + name.replace("_", "-")
-            elif name in in_environment:
+            elif name in from_environment:
                 origin = ENV_PREFIX + name.upper()
             else:
                 origin = f"{name} in {config}"
             text = "no such setting" if detail["type"] == "extra_forbidden" else detail["msg"]
-            problems.append(f"{origin}: {text} (got {detail['input']!r})")
+            got = "" if name == "auth_token" else f" (got {detail['input']!r})"
+            problems.append(f"{origin}: {text}{got}")
         raise ConfigError("; ".join(problems)) from None
+
+
+def _environment() -> dict[str, str]:
+    """Settings given by environment variables, misspelt ones included so that they are refused."""
+    found = {}
+    for variable, value in os.environ.items():
+        name = variable.removeprefix(ENV_PREFIX)
+        if name == variable or name == "CONFIG" or _SERVICE_LINK.fullmatch(name):
+            continue
+        if name == "PORT" and value.startswith(("tcp://", "udp://")):
+            continue
+        found[name.lower()] = value
+    return found
