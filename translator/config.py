@@ -96,6 +96,9 @@ class Settings(BaseSettings):
     # Decoding
     beam_size: int = Field(1, ge=1, le=16, description="Beams of the search; 1 is greedy and fastest.")
     length_penalty: float = Field(1.0, description="Above 1 favours longer translations (beam search only).")
+    shortlist: bool = Field(
+        True, description="Compute only likely output pieces, where the model brings a shortlist (ct2)."
+    )
     guard: bool = Field(
         True, description="Check each output (loops, empty, wrong script ...) and try once more when unfit."
     )

@@ -20,7 +20,9 @@ from translator.model import PAIRS
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 VOCABULARY = ("config.json", "source.spm", "target.spm", "vocab.json")
-OPTIONAL = ("target_vocab.json", "generation_config.json", "tokenizer_config.json")
+# A lexical shortlist in CTranslate2's format, made by models/train.py; see translator.engines.marian_ct2.
+SHORTLIST = "vmap.txt"
+OPTIONAL = ("target_vocab.json", "generation_config.json", "tokenizer_config.json", SHORTLIST)
 
 
 @dataclass(frozen=True, slots=True)

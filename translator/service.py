@@ -164,11 +164,14 @@ class Translator:
         self._models = models or {}
         self._injected = models is not None
         self._default_family = next(iter(self._models), ("", ""))[0]
-        self._options = DecodingOptions(beam_size=settings.beam_size, length_penalty=settings.length_penalty)
+        self._options = DecodingOptions(
+            beam_size=settings.beam_size, length_penalty=settings.length_penalty, shortlist=settings.shortlist
+        )
         self._safer = DecodingOptions(
             beam_size=max(SAFER_BEAM, settings.beam_size),
             length_penalty=settings.length_penalty,
             no_repeat_ngram_size=3,
+            shortlist=False,
             max_length_factor=2.0,
             max_length_offset=8,
         )

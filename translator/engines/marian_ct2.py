@@ -1,5 +1,8 @@
 """MarianMT on CTranslate2: int8 on CPU, float16 or int8_float16 on CUDA.
 
+A model that brings a lexical shortlist decodes about twice as fast on CPU: the output layer, most of a small decoder's
+work, is computed only for the pieces that the batch's source pieces make likely.
+
 The weights are converted once into the user's cache folder. Conversion needs torch, so it runs in a process
 of its own: the server keeps neither torch's memory nor its import time.
 """
@@ -21,7 +24,7 @@ from filelock import FileLock
 
 from translator.errors import ConfigError, ModelError
 from translator.model import DecodingOptions, ModelDescription
-from translator.registry import ModelFolder
+from translator.registry import SHORTLIST, ModelFolder
 from translator.vocabulary import EOS, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -70,6 +73,8 @@ def convert(folder: ModelFolder, quantization: str, cache_dir: Path) -> Path:
                 if done.returncode:
                     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
                     raise ModelError(f"cannot convert {folder.path} for CTranslate2: {last}")
+                if (folder.path / SHORTLIST).exists():
+                    shutil.copyfile(folder.path / SHORTLIST, work / "model" / "vmap.txt")
                 os.replace(work / "model", target)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
@@ -131,6 +136,7 @@ class Ct2Model:
             )
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"cannot load {converted}: {error}") from error
+        self._has_shortlist = (converted / "vmap.txt").exists()
         self._target_ids = {piece: i for i, piece in enumerate(self._vocabulary.target_pieces)}
         self._description = ModelDescription(
             name=folder.name,
@@ -165,6 +171,7 @@ class Ct2Model:
             max_input_length=0,
             max_decoding_length=options.max_target_tokens(longest, self._max_tokens - 1),
             disable_unk=True,
+            use_vmap=options.shortlist and self._has_shortlist,
         )
         ids_of = self._target_ids
         return [[ids_of[t] for t in result.hypotheses[0] if t != EOS] for result in results]
