@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 
 from translator import __version__
+from translator.cli_file import translate_file, translate_ray
 from translator.config import ENV_PREFIX, Settings, load_settings
 from translator.errors import ConfigError, TranslateError
 
@@ -38,8 +40,11 @@ TRANSLATION_SETTINGS = (
     "workers",
     "intra_threads",
     "beam_size",
+    "slang",
+    "shortlist",
     "cache_dir",
 )
+FILE_SETTINGS = (*TRANSLATION_SETTINGS, "cache_bytes", "max_batch_tokens")
 
 
 def settings_options(
@@ -185,6 +190,10 @@ async def _translate_lines(lines: list[str], to: str, source: str, as_json: bool
     return failed
 
 
+app.command("file")(settings_options(FILE_SETTINGS)(translate_file))
+app.command("ray")(settings_options(FILE_SETTINGS)(translate_ray))
+
+
 @app.command()
 def version() -> None:
     """Print the version."""
@@ -297,6 +306,9 @@ def models_finetune(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Errors of the library become one line and exit status 1; usage errors exit 2."""
+    # Until the server configures its own log: warnings of all, and what the library itself has to say.
+    logging.basicConfig(level="WARNING", format="comment-translate: %(message)s")
+    logging.getLogger("translator").setLevel("INFO")
     try:
         app(args=list(arguments) if arguments is not None else None)
     except ConfigError as error:
