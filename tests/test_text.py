@@ -220,6 +220,10 @@ def texts(comment: str, source: str = "zh-Hans", target: str = "en", masked: boo
         ("yyds！！", ["the GOAT!!"]),
         ("这首歌yyds", ["«这首歌永远的神»"]),
         ("I love it.", ["I love it."]),
+        ("马！老！师！我！想！你！了！", ["«马老师我想你了！»"]),
+        ("滴滴，纯聊天", ["DM me,", "«纯聊天»"]),
+        ("今天，纯聊天", ["«今天，纯聊天»"]),
+        ("谢谢！好！", ["«谢谢！»", "«好！»"]),
     ],
 )
 def test_chinese(comment: str, expected: list[str]) -> None:
@@ -269,6 +273,8 @@ def test_figures_are_checked() -> None:
     assert isinstance(sentence, Sentence)
     assert sentence.restore("It cost 1,299 in all") == "It cost 1,299 in all"
     assert sentence.restore("It cost 1,200 in all") is None
+    assert sentence.restore("It cost 12990 in all") is None
+    assert sentence.restore("It cost a lot") is None
     assert [p if isinstance(p, str) else p.text for p in sentence.split()] == ["一共花了", "1299", "块"]
 
 
@@ -318,3 +324,36 @@ def test_the_short_cut_of_scan_misses_nothing(comment: str) -> None:
     comment = normalise(comment)
     slow = tuple((match.start(), match.end()) for match in spans_module._PATTERN.finditer(comment))
     assert tuple((start, end) for start, end, _ in scan(comment)) == slow
+
+
+@pytest.mark.parametrize(
+    ("source", "translation", "direction", "kept"),
+    [
+        ("还有41天", "41 days left", "zh-en", True),
+        ("还有41天", "45 days left", "zh-en", False),
+        ("11月18日", "Nov 18", "zh-en", True),
+        ("16年的车", "a car from 2016", "zh-en", True),
+        ("至少2w", "at least 20k", "zh-en", True),
+        ("95斤", "47.5 kg", "zh-en", True),
+        ("3个", "three", "zh-en", True),
+        ("at 11:40", "十一点四十", "en-zh", True),
+        ("1:08 left", "还剩1分08秒", "en-zh", True),
+        ("number 81234", "八万多号", "en-zh", False),
+        ("17 of 20", "20个里的18个", "en-zh", False),
+    ],
+)
+def test_figures_may_be_rewritten_but_not_changed(source: str, translation: str, direction: str, kept: bool) -> None:
+    language, target = direction.split("-")
+    (sentence,) = segment(source, language, target)
+    assert isinstance(sentence, Sentence)
+    assert (sentence.restore(translation) is not None) == kept
+
+
+def test_split_without_spans_is_by_clause() -> None:
+    sentence = Sentence("万人迷，国民偶像，国民男神", (), "万人迷，国民偶像，国民男神", "zh-Hans", "en")
+    assert [part.text for part in sentence.split() if isinstance(part, Sentence)] == [
+        "万人迷，",
+        "国民偶像，",
+        "国民男神",
+    ]
+    assert Sentence("好吃", (), "好吃", "zh-Hans", "en").split() == [Sentence("好吃", (), "好吃", "zh-Hans", "en")]

@@ -143,7 +143,7 @@ def rewrite(text: str, direction: str) -> str:
     out, at = [], 0
     for start, end, term in hits:
         word, plain = text[start:end], entries[term].plain
-        if len(word) < 3 and word != term:
+        if len(word) < 3 and word[0].isalpha() and word != term:
             continue
         if word[0].isupper() and not word.isupper():
             plain = plain[0].upper() + plain[1:]

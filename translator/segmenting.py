@@ -10,7 +10,7 @@ import regex
 
 from translator import glossary, polish
 from translator.glossary import Hit, Term
-from translator.language import ZH_HANS, ZH_HANT, convert_script, is_english_word
+from translator.language import EN, ZH_HANS, ZH_HANT, convert_script, is_english_word
 from translator.sentence import Part, Sentence, Span
 from translator.spans import PLACEHOLDERS, Kind, scan
 
@@ -106,8 +106,12 @@ _END = regex.compile(
     """,
     regex.VERBOSE,
 )
+# "我！想！你！" is one sentence, shouted.
+_SPELLED = regex.compile(r"(?<!\p{Han})(?:\p{Han}[！!～~。.、 ]){3,}+\p{Han}?(?!\p{Han})")
+_SPELLING = regex.compile(r"(?<=\p{Han})[！!～~。.、 ](?=\p{Han})")
 _WEAK_END = frozenset("…~～")
 _CLAUSE_END = regex.compile(r"[，,、：:)）]+|\s+")
+_FIRST_CLAUSE = regex.compile(r"[^，,、！!。？?\s]{1,12}[，,]\s*+(?=\S)")
 _MARKS = r"，,：:、；;。.！!？?~～"
 _HEAD = regex.compile(rf"[\s{_SLOT}]*{_SLOT}[\s{_MARKS}]*|\s+")
 _TAIL = regex.compile(rf"(?:\s*{_SLOT}[\s{_SLOT}{_MARKS}…]*+|\s++)$")
@@ -172,6 +176,8 @@ class Cutter:
         if marker := _MARKER.match(line):
             self.literal(marker.group())
             line = line[marker.end() :]
+        if self._changes_language:
+            line = _SPELLED.sub(lambda match: _SPELLING.sub("", match.group()), line)
         at = 0
         for match in _END.finditer(line):
             # "等等……我想想" is one breath: an ellipsis or a tilde ends only a clause.
@@ -259,6 +265,12 @@ class Cutter:
             if self._slang and _SLOT not in text and (found := _rendering(text, self._direction)):
                 self._translated(found, trail)
                 return
+            # "滴滴，纯聊天": slang for a first clause. English has too many words that are slang only alone.
+            first = _FIRST_CLAUSE.match(core) if self._slang and self._source != EN else None
+            if first and (found := _rendering(first.group().strip(), self._direction)):
+                self._translated(found, "")
+                self._piece(core[first.end() :] + trail)
+                return
             text = polish.simplify(text, self._direction, self._slang)
         if not polish.is_translatable(text, self._source, self._changes_language):
             self.literal(core)
@@ -268,8 +280,7 @@ class Cutter:
         original = _fill(core, [span.source for span in spans])
         text = _fill(text, PLACEHOLDERS)
         if self._changes_language:
-            figures = polish.figures(text, self._target)
-            spans += [Span(figure, figure, Kind.FIGURE) for figure in figures]
+            spans += [Span(figure, figure, Kind.FIGURE) for figure in polish.figures(text)]
         self._translated(Sentence(text, tuple(spans), original, self._source, self._target), trail)
 
 

@@ -12,6 +12,7 @@ from translator.spans import PLACEHOLDERS, Kind
 
 _SYMBOLS = "".join(PLACEHOLDERS)
 _PLACEHOLDER = regex.compile(f"[{_SYMBOLS}]")
+_CLAUSE = regex.compile(r"(?<=[，、；;：]|[,:]\s)")
 _PLACEHOLDER_WITH_SPACE = regex.compile(rf"(\s*[{_SYMBOLS}]\s*)")
 
 
@@ -31,8 +32,8 @@ class Sentence:
     Args:
         text: what the model reads. Spans inside it are placeholders, the first span the first
             placeholder, and so on; slang and elongations are rewritten.
-        spans: the spans behind the placeholders, in order; then, of kind FIGURE, the figures that
-            stand in the text in plain sight and must stand in the translation too.
+        spans: the spans behind the placeholders, in order; then, of kind FIGURE, the figures of the
+            text, which the model sees and must not change.
         original: the piece as it stands in the comment.
         source, target: the languages.
     """
@@ -48,13 +49,12 @@ class Sentence:
 
         Returns:
             The translation, with the punctuation and spacing of its language; or None if a
-            placeholder was lost, doubled, moved or invented, or a figure lost.
+            placeholder was lost, doubled, moved or invented, or a figure changed.
         """
         if _PLACEHOLDER.findall(translation) != _PLACEHOLDER.findall(self.text):
             return None
         if self.source[:2] != self.target[:2]:
-            figures = [span.source for span in self.spans if span.kind is Kind.FIGURE]
-            if not polish.keeps_figures(figures, translation):
+            if not polish.keeps_figures(self.text, translation, self.target):
                 return None
             translation = polish.polish(translation, self.target)
         pieces = _PLACEHOLDER.split(translation)
@@ -66,11 +66,13 @@ class Sentence:
         return join(parts, self.source, self.target)
 
     def split(self) -> list[Sentence | str]:
-        """The sentence cut around its spans: literal parts, and sentences that have none.
+        """The sentence cut around its spans, or without any into clauses: literal parts and plain sentences.
 
-        The way out when ``restore`` fails: whatever the model makes of the pieces, nothing
-        is lost. A sentence without spans comes back whole.
+        The way out when ``restore`` fails or the output is unfit: whatever the model makes of the pieces, no
+        span is lost. A clause without spans comes back whole.
         """
+        if not self.spans:
+            return self._clauses()
         parts: list[Sentence | str] = []
         masked = (span for span in self.spans if span.kind is not Kind.FIGURE)
         figures = [span.source for span in self.spans if span.kind is Kind.FIGURE]
@@ -81,6 +83,11 @@ class Sentence:
             else:
                 parts += self._cut(piece, figures)
         return parts
+
+    def _clauses(self) -> list[Sentence | str]:
+        clauses = [piece for piece in _CLAUSE.split(self.text) if piece]
+        parts = [part for clause in clauses for part in self._part(clause)]
+        return parts if sum(isinstance(part, Sentence) for part in parts) > 1 else [self]
 
     def _cut(self, piece: str, figures: list[str]) -> Iterator[Sentence | str]:
         """Cut a piece around the ``figures`` in it, which it consumes."""
