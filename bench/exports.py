@@ -4,6 +4,7 @@
     python bench/exports.py measure rows.csv
     python bench/exports.py measure rows.csv -- --server 127.0.0.1:50051
     python bench/exports.py kill rows.csv --times 10
+    python bench/exports.py pipeline rows.csv
 
 Comments come from a TSV file whose second and third columns are Chinese and English. Each line of the result of `measure`
 is a row of a Markdown table.
@@ -12,19 +13,26 @@ is a row of a Markdown table.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import csv
 import filecmp
 import itertools
 import os
 import random
 import re
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+from translator.exports.jobs import ExportOptions, plan
+from translator.exports.pipeline import Pipeline
+from translator.exports.progress import Reporter
+from translator.exports.rows import Outcome
 
 COMMAND = [sys.executable, "-m", "translator.cli", "file"]
 
@@ -92,6 +100,28 @@ def measure(path: Path, flags: list[str]) -> None:
     )
 
 
+def pipeline(path: Path) -> None:
+    """The same, with a back end that only copies: what reading, remembering and writing cost by themselves."""
+
+    class Copy:
+        tokens = None
+
+        async def start(self) -> None: ...
+
+        async def close(self) -> None: ...
+
+        async def translate(self, texts: Sequence[str]) -> list[Outcome]:
+            return [Outcome(text, "zh-Hans") for text in texts]
+
+    with tempfile.TemporaryDirectory() as folder:
+        options = ExportOptions(("text",), "en")
+        jobs, _ = plan([str(path)], f"{folder}/out{''.join(path.suffixes)}", options)
+        summary = asyncio.run(Pipeline(Copy(), Reporter("none")).run(jobs))
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    rate = summary.here / summary.seconds
+    print(f"| {summary.here:,} | {summary.seconds:,.1f} | {rate:,.0f} | {memory:,.0f} MB |")
+
+
 def kill(path: Path, times: int, flags: list[str], seed: int) -> None:
     """Kill runs at random moments and resume; the output has to be the same as that of one quiet run."""
     choose = random.Random(seed)
@@ -123,6 +153,7 @@ def main() -> None:
     rows.add_argument("comments", type=Path)
     rows.add_argument("kind", choices=["distinct", "repeated"])
     rows.add_argument("count", type=int)
+    commands.add_parser("pipeline").add_argument("file", type=Path)
     for name in ("measure", "kill"):
         command = commands.add_parser(name)
         command.add_argument("file", type=Path)
@@ -133,6 +164,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "rows":
         write_rows(arguments.comments, arguments.kind, arguments.count)
+    elif arguments.command == "pipeline":
+        pipeline(arguments.file)
     elif arguments.command == "measure":
         measure(arguments.file, arguments.flags)
     else:

@@ -90,9 +90,10 @@ def translate_file(
         float,
         typer.Option("--patience", help="With --server: seconds without answer after which the run stops.", min=0),
     ] = 600.0,
-    window: Annotated[
-        int, typer.Option("--window", help="Rows that are sorted by length together.", min=1, max=1_000_000)
-    ] = 2048,
+    in_flight: Annotated[
+        int,
+        typer.Option("--in-flight", help="Comments in translation at a time; a GPU likes more.", min=1),
+    ] = 1024,
     progress: Annotated[
         ProgressMode, typer.Option("--progress", help="auto: bar on a terminal, lines elsewhere.")
     ] = "auto",
@@ -163,7 +164,7 @@ def translate_file(
                 reporter.say(note)
             if not jobs:
                 return
-            summary = asyncio.run(Pipeline(backend, reporter, window).run(jobs))
+            summary = asyncio.run(Pipeline(backend, reporter, in_flight).run(jobs))
     except ExportError as error:
         print(f"comment-translate: {error}", file=sys.stderr)
         raise typer.Exit(2) from None

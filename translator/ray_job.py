@@ -282,7 +282,7 @@ class _Translate:
         self._loop = asyncio.new_event_loop()
         backend = LocalBackend(Translator(settings), options.target, options.source, options.terms)
         self._loop.run_until_complete(backend.start())
-        self._memo = Memo(backend, 64 * 2**20)
+        self._memo = Memo(backend, 32 * 2**20)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Add the new columns (Parquet), or turn raw rows into finished ones."""

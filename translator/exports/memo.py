@@ -40,6 +40,11 @@ class Memo:
         """Memory of what is remembered."""
         return int(self._memo.currsize)
 
+    @property
+    def asked(self) -> int:
+        """Comments that the back end has now."""
+        return len(self._pending)
+
     def __len__(self) -> int:
         return len(self._memo)
 

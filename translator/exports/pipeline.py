@@ -34,6 +34,8 @@ from translator.exports.work import Sink
 
 MAX_WINDOW_CHARS = 4 * 2**20
 """A window ends early when its rows are this long together, so that rows with large other columns stay bounded."""
+MAX_WINDOWS = 16
+"""Windows under way at a time. Where most comments are repeats it takes several to fill a batch."""
 CHECKPOINT_SECONDS = 1.0
 
 
@@ -143,8 +145,8 @@ class Pipeline:
     Args:
         backend: not yet started; the pipeline starts and closes it.
         reporter: shows progress.
-        window: rows of a window.
-        ahead: windows under way at a time; with one, the model would idle while a window's last batch ends.
+        in_flight: comments at the back end at a time. More give fuller batches and, after a crash, more to do again.
+        window: rows that are read, sorted by length and written together.
         memo_bytes: memory for comments translated lately.
     """
 
@@ -152,14 +154,14 @@ class Pipeline:
         self,
         backend: Backend,
         reporter: Reporter,
-        window: int = 2048,
-        ahead: int = 3,
-        memo_bytes: int = 64 * 2**20,
+        in_flight: int = 1024,
+        window: int = 512,
+        memo_bytes: int = 32 * 2**20,
     ) -> None:
         self._backend = backend
         self._reporter = reporter
         self._window = window
-        self._ahead = ahead
+        self._in_flight = in_flight
         self._memo = Memo(backend, memo_bytes)
 
     async def run(self, jobs: Sequence[Job]) -> Summary:
@@ -228,7 +230,12 @@ class Pipeline:
         more = True
         try:
             while True:
-                while more and len(under_way) < self._ahead and not interrupt.signal:
+                while (
+                    more
+                    and not interrupt.signal
+                    and len(under_way) < MAX_WINDOWS
+                    and self._memo.asked < self._in_flight
+                ):
                     try:
                         window = await asyncio.to_thread(_take, rows, self._window)
                     except ExportError as error:
@@ -237,9 +244,9 @@ class Pipeline:
                         break
                     more = len(window) > 0
                     if more:
-                        under_way.append(
-                            (window, asyncio.create_task(self._memo.translate([row.cells for row in window])))
-                        )
+                        translation = self._memo.translate([row.cells for row in window])
+                        under_way.append((window, asyncio.create_task(translation)))
+                        await asyncio.sleep(0)  # lets it ask the back end, so that the limit above knows
                 if not under_way:
                     break
                 window, task = under_way[0]
