@@ -6,8 +6,8 @@
     python bench/exports.py kill rows.csv --times 10
     python bench/exports.py pipeline rows.csv
 
-Comments come from a TSV file whose second and third columns are Chinese and English. Each line of the result of `measure`
-is a row of a Markdown table.
+Comments come from a TSV file whose second and third columns are Chinese and English. `measure` prints a row of a
+Markdown table: rows, different comments, seconds, rows/s, CPU seconds, rows per CPU second, peak memory.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def write_rows(path: Path, kind: str, rows: int) -> None:
 
 
 def measure(path: Path, flags: list[str]) -> None:
-    """One run as a row of a table: rows, distinct comments, seconds, rows/s, CPU seconds, rows per CPU second, peak memory."""
+    """One run as a row of a table, of a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / f"out{''.join(path.suffixes)}"
         command = [*COMMAND, str(path), "-o", str(output), "-c", "text", "-t", "en", *flags]
@@ -90,14 +90,13 @@ def measure(path: Path, flags: list[str]) -> None:
     print(log, file=sys.stderr)
     figures = re.search(r"([\d,]+) rows, ([\d,]+) comments translated, ([\d,]+) of them", log)
     speed = re.search(r"([\d,.]+) s, ([\d,]+) rows/s", log)
-    assert figures and speed, log
+    if figures is None or speed is None:
+        sys.exit(f"no summary in: {log}")
     rows, done, repeats = (int(figure.replace(",", "")) for figure in figures.groups())
     memory = usage.ru_maxrss / 1024
     busy = usage.ru_utime + usage.ru_stime
-    print(
-        f"| {rows:,} | {done - repeats:,} | {speed[1]} | {speed[2]} | {busy:,.0f} | {rows / busy:,.0f} | {memory:,.0f} MB |",
-        flush=True,
-    )
+    cells = [f"{rows:,}", f"{done - repeats:,}", speed[1], speed[2], f"{busy:,.0f}", f"{rows / busy:,.0f}"]
+    print(f"| {' | '.join(cells)} | {memory:,.0f} MB |", flush=True)
 
 
 def pipeline(path: Path) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import trustme
 import typer
 import zstandard
 from hypothesis import given, settings
@@ -69,6 +70,8 @@ class FakeBackend:
 
     @staticmethod
     def outcome(text: str) -> Outcome:
+        if "fail for now" in text:
+            return Outcome(None, "zh-Hans", failure=Failure("INFERENCE_FAILED", "no luck"))
         if "fail" in text:
             return Outcome(None, "zh-Hans", failure=Failure("TRANSLATION_UNFIT", "no good"))
         if "skip" in text:
@@ -589,6 +592,17 @@ def test_read_ahead_is_bounded(tmp_path: Path) -> None:
     assert backend.most == MAX_WINDOWS
 
 
+def test_lasting_failures_are_remembered(tmp_path: Path) -> None:
+    """A comment that the model cannot translate is not tried again; one that met a passing failure is."""
+    source = tmp_path / "in.csv"
+    source.write_text("text,n\n" + "fail,1\nfail for now,1\n" * 20)
+    backend = FakeBackend()
+    summary = run(source, tmp_path / "out.csv", backend=backend, window=4)
+    assert summary.counts.failed == 40
+    assert backend.texts.count("fail") == 1
+    assert backend.texts.count("fail for now") > 1
+
+
 def test_memo_is_bounded(tmp_path: Path) -> None:
     source = tmp_path / "in.csv"
     source.write_text("text,n\n" + "".join(f"t{i},0\n" for i in range(2000)))
@@ -964,6 +978,35 @@ async def test_remote_usage_errors(tmp_path: Path, start_server: StartServer) ->
     with pytest.raises(ExportError, match="belong together"):
         await remote(source, tmp_path / "c.csv", server, certificate=source)
     assert (await remote(source, tmp_path / "d.csv", server, token="secret")).exit_code == 0
+
+
+async def test_remote_mutual_tls(tmp_path: Path, start_server: StartServer) -> None:
+    authority = trustme.CA()
+    own, client = authority.issue_cert("localhost"), authority.issue_cert("client@example.org")
+    files_ = {
+        "ca": authority.cert_pem,
+        "cert": own.cert_chain_pems[0],
+        "key": own.private_key_pem,
+        "client_cert": client.cert_chain_pems[0],
+        "client_key": client.private_key_pem,
+    }
+    paths = {name: tmp_path / f"{name}.pem" for name in files_}
+    for name, blob in files_.items():
+        blob.write_to_path(paths[name])
+    server = await start_server(tls_certificate=paths["cert"], tls_private_key=paths["key"], tls_client_ca=paths["ca"])
+    source, address = chinese_file(tmp_path / "in.csv", 20), f"localhost:{server.server.port}"
+    connection: dict[str, Any] = {"address": address, "ca": paths["ca"], "patience": 0.5}
+    with pytest.raises(ExportError, match="UNAVAILABLE"):
+        await remote(source, tmp_path / "a.csv", server, **connection)
+    summary = await remote(
+        source,
+        tmp_path / "b.csv",
+        server,
+        **connection,
+        certificate=paths["client_cert"],
+        key=paths["client_key"],
+    )
+    assert summary.counts.translated == 20
 
 
 # Command line

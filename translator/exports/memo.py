@@ -16,6 +16,9 @@ from translator.exports.rows import NULL, Cell, Outcome
 MEMO_OVERHEAD = 300
 """Bytes of a memo entry besides its two texts: outcome, tuple, dictionary slots, order link."""
 
+LASTING = {"TRANSLATION_UNFIT", "CONTENT_TOO_LONG"}
+"""Failures that the same comment would meet again; any other may be a passing one."""
+
 Cells = Sequence[Cell]
 
 
@@ -95,7 +98,7 @@ class Memo:
                 del self._pending[text]
         for text, outcome in zip(fresh, outcomes, strict=True):
             futures[text].set_result(outcome)
-            if not outcome.failure:
+            if not outcome.failure or outcome.failure.reason in LASTING:
                 with suppress(ValueError):  # larger than the whole memo
                     self._memo[text] = text, replace(outcome, cache_hit=True)
         return dict(zip(fresh, outcomes, strict=True))
