@@ -536,7 +536,7 @@ async def test_a_bug_in_one_comment_does_not_fail_its_neighbours(
 
         return call
 
-    bench.zh_en.answers["坏的是你家的书"] = "坏 is your book"
+    bench.zh_en.answers["“坏”的是你家的书"] = "坏 is your book"
     if step == "encode":
         monkeypatch.setattr(bench.zh_en, "encode", broken(bench.zh_en.encode))
     elif step == "restore":
@@ -544,11 +544,11 @@ async def test_a_bug_in_one_comment_does_not_fail_its_neighbours(
     else:
         monkeypatch.setattr(text_module, step, broken(getattr(text_module, step)))
     sentences = chinese_sentences(3)
-    translations = await bench.many([sentences[0], "坏的是你家的书", *sentences[1:]])
+    translations = await bench.many([sentences[0], "“坏”的是你家的书", *sentences[1:]])
     assert [type(translation.error) for translation in translations] == [
         type(None), InferenceError, type(None), type(None)
     ]  # fmt: skip
-    assert translations[1].text == "坏的是你家的书"
+    assert translations[1].text == "“坏”的是你家的书"
     assert "secret" not in str(translations[1].error)
 
 
