@@ -22,15 +22,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import trustme
-import typer
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tests.conftest import PATIENCE, Running, StartServer, fake_models, make_settings
-from translator.cli import TRANSLATION_SETTINGS, settings_options
-from translator.cli_file import translate_file
+from translator.cli import app
 from translator.exports import files
 from translator.exports.backends import LocalBackend
 from translator.exports.jobs import ExportOptions, plan
@@ -1011,10 +1009,6 @@ async def test_remote_mutual_tls(tmp_path: Path, start_server: StartServer) -> N
 
 # Command line
 
-app = typer.Typer()
-app.command("file")(settings_options(TRANSLATION_SETTINGS)(translate_file))
-app.callback()(lambda: None)  # a single command would be run without its name
-
 
 def invoke(*arguments: str | Path, cache_dir: Path) -> Any:
     words = ["file", *map(str, arguments), "--cache-dir", str(cache_dir), "--progress", "none"]
@@ -1022,13 +1016,12 @@ def invoke(*arguments: str | Path, cache_dir: Path) -> Any:
 
 
 def test_command_translates_a_pipe(cache_dir: Path) -> None:
-    path = str(Path(__file__).parents[1])
-    script = f"import sys; sys.path.insert(0, {path!r}); from tests.test_exports import app; app()"
     # Converting the models for the first time takes its time on a busy machine.
     result = subprocess.run(
-        [sys.executable, "-c", script, "file", "-", "-c", "text", "-t", "en", "--cache-dir", str(cache_dir)],
+        [sys.executable, "-m", "translator.cli", "file", "-", "-c", "text", "-t", "en", "--cache-dir", str(cache_dir)],
         input=gzip.compress('{"text": "今天天气真好"}\nnot json\n'.encode()),
         capture_output=True,
+        cwd=Path(__file__).parents[1],
         timeout=4 * PATIENCE,
         check=False,
     )
@@ -1038,7 +1031,8 @@ def test_command_translates_a_pipe(cache_dir: Path) -> None:
     assert json.loads(first)["text_en"].strip(" !,.") != ""
     assert json.loads(first)["text_en"].isascii()
     assert second == "not json"
-    assert json.loads(result.stderr.splitlines()[0])["reason"] == "INVALID_JSON"
+    (report,) = [json.loads(line) for line in result.stderr.splitlines() if b"INVALID_JSON" in line]
+    assert (report["row"], report["column"]) == (2, None)
 
 
 def test_command_glossary_and_exit_status(tmp_path: Path, cache_dir: Path) -> None:
