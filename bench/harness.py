@@ -259,6 +259,15 @@ class Server(Process):
         return int(self.snapshot().total("process_resident_memory_bytes"))
 
 
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used so far, on Linux; NaN elsewhere."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return math.nan
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def resident_bytes(pid: int) -> int:
     """Resident memory of a process on Linux; 0 elsewhere."""
     try:
