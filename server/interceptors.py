@@ -19,7 +19,7 @@ from google.rpc import status_pb2
 
 from server import errors
 from server.metrics import Metrics
-from translator.errors import InvalidRequest, Overloaded, TranslateError
+from translator.errors import InvalidRequest, Overloaded, TranslateError, Unavailable
 
 log = structlog.get_logger("server")
 
@@ -43,6 +43,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         self._metrics = metrics
         self._expected = f"Bearer {auth_token}".encode() if auth_token else b""
         self._wrapped: dict[str, _Handler] = {}
+        self._refusing = False
+        self.accepted = 0
+        """Calls since the start, for whoever waits until no more come."""
+
+    def refuse(self) -> None:
+        """Answer new calls with UNAVAILABLE from now on; health checks stay welcome."""
+        self._refusing = True
 
     async def intercept_service(
         self,
@@ -60,7 +67,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _wrap(self, method: str, handler: _Handler) -> _Handler:
         name = method.rpartition("/")[2]
-        must_authenticate = bool(self._expected) and not method.startswith(_OPEN_SERVICES)
+        is_open = method.startswith(_OPEN_SERVICES)
         parse = _parser(handler.request_deserializer)
         receive = _parse_each(parse) if handler.request_streaming else parse
         if handler.response_streaming:
@@ -69,7 +76,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async def generate(request: Any, context: Any) -> AsyncIterator[Any]:
                 call = _Call(self._metrics, name, context)
                 try:
-                    await self._begin(context, must_authenticate)
+                    await self._begin(context, is_open)
                     # Closed here and not some time later: the client may go away while a response is written.
                     async with aclosing(inner(receive(request), context)) as responses:
                         async for response in responses:
@@ -85,7 +92,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             async def write(request: Any, context: Any) -> None:
                 call = _Call(self._metrics, name, context)
                 try:
-                    await self._begin(context, must_authenticate)
+                    await self._begin(context, is_open)
                     await inner(receive(request), context)
                 except BaseException as error:
                     await call.failed(error)
@@ -104,7 +111,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def unary(request: Any, context: Any) -> Any:
             call = _Call(self._metrics, name, context)
             try:
-                await self._begin(context, must_authenticate)
+                await self._begin(context, is_open)
                 return await inner(receive(request), context)
             except BaseException as error:
                 await call.failed(error)
@@ -116,8 +123,9 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         )
         return make(unary, None, handler.response_serializer)
 
-    async def _begin(self, context: Any, must_authenticate: bool) -> None:
+    async def _begin(self, context: Any, is_open: bool) -> None:
         """Give the call its id, the client's own where it sent a fit one, and check its token."""
+        self.accepted += 1
         given, token = "", b""
         for key, value in context.invocation_metadata() or ():
             if key == REQUEST_ID and isinstance(value, str) and _VALID_ID.fullmatch(value):
@@ -127,8 +135,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         request_id = given or secrets.token_hex(8)
         structlog.contextvars.bind_contextvars(request_id=request_id)
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
-        if must_authenticate and not hmac.compare_digest(token, self._expected):
+        if is_open:
+            return
+        if self._expected and not hmac.compare_digest(token, self._expected):
             raise errors.Unauthenticated("metadata 'authorization: Bearer TOKEN' is missing or wrong")
+        if self._refusing:
+            raise Unavailable("the server is shutting down")
 
 
 def _parser(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:

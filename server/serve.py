@@ -36,6 +36,9 @@ log = structlog.get_logger("server")
 SERVICE = pb.DESCRIPTOR.services_by_name["TranslationService"].full_name
 # How often the health service looks whether the workers still succeed, in seconds.
 HEALTH_INTERVAL = 1.0
+# When stopping: calls that are on their way are served for so long, then refused for so long, in seconds; either
+# ends sooner when none has come for QUIET.
+SERVE_LATE, REFUSE_LATE, QUIET = 1.0, 0.25, 0.03
 
 
 class Server:
@@ -55,8 +58,9 @@ class Server:
         self._health = health_aio.HealthServicer()
         self._servicer = TranslationServicer(self.translator, settings)
         keepalive_ms = int(settings.keepalive_seconds * 1000)
+        self._calls = CallInterceptor(self.metrics, settings.auth_token)
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(self.metrics, settings.auth_token)],
+            interceptors=[self._calls],
             options=[
                 ("grpc.max_receive_message_length", settings.max_message_bytes),
                 ("grpc.max_send_message_length", settings.max_message_bytes),
@@ -123,13 +127,28 @@ class Server:
             self._watch.cancel()
         await self._health.enter_graceful_shutdown()
         self._servicer.drain()
-        await self._server.stop(self.settings.drain_seconds if grace is None else grace)
+        grace = self.settings.drain_seconds if grace is None else grace
+        end = monotonic() + grace
+        # grpc cancels what has arrived but has not reached a handler, and clients do not try again after CANCELLED.
+        # So the backlog is let in first; who comes after it is told to go elsewhere.
+        await self._quiet(min(grace, SERVE_LATE))
+        self._calls.refuse()
+        await self._quiet(min(end - monotonic(), REFUSE_LATE))
+        await self._server.stop(max(0.0, end - monotonic()))
         await self.translator.close(drain=False)
         if self._exporter:
             httpd = self._exporter[0]
             httpd.shutdown()  # type: ignore[attr-defined]
             httpd.server_close()  # type: ignore[attr-defined]
             self._exporter = None
+
+    async def _quiet(self, seconds: float) -> None:
+        """Return when no call has come for a moment, at the latest after ``seconds``."""
+        end = monotonic() + seconds
+        accepted = -1
+        while accepted != self._calls.accepted and monotonic() < end:
+            accepted = self._calls.accepted
+            await asyncio.sleep(QUIET)
 
     async def _set_health(self, status: Any) -> None:
         for name in ("", SERVICE):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from threading import Event
 from time import monotonic
 
 from translator import engines, guard, language, registry, text
@@ -37,7 +38,7 @@ from translator.observer import Observer
 log = logging.getLogger(__name__)
 
 # Second try after an unfit output: a wider search that may not repeat itself, on a shorter leash.
-SAFER_BEAM = 4
+SAFER_BEAM = 2
 
 MAX_TERM_CODEPOINTS = 100
 
@@ -196,11 +197,15 @@ class Translator:
             self._default_family = wanted[0].name
             _, _, workers, _ = engines.resolve(settings)
             started = monotonic()
+            cancelled = Event()
             pool = ThreadPoolExecutor(len(wanted), thread_name_prefix="load")
             try:
-                loaded = await asyncio.gather(*(loop.run_in_executor(pool, self._load, source) for source in wanted))
+                loaded = await asyncio.gather(
+                    *(loop.run_in_executor(pool, self._load, source, cancelled) for source in wanted)
+                )
             finally:
-                pool.shutdown(wait=False)  # a start that is cancelled must not wait for a conversion
+                cancelled.set()  # where one model failed or the start was given up: the process waits for its threads
+                pool.shutdown(wait=False)
             for source, model in zip(wanted, loaded, strict=True):
                 self._models[source.name, source.pair] = model
                 self._observer.on_model_loaded(f"{source.name}/{source.pair}", monotonic() - started)
@@ -220,8 +225,8 @@ class Translator:
             raise
         self._ready = True
 
-    def _load(self, source: registry.ModelSource) -> Model:
-        return engines.load(registry.locate(source, self.settings.cache_dir), self.settings)
+    def _load(self, source: registry.ModelSource, cancelled: Event) -> Model:
+        return engines.load(registry.locate(source, self.settings.cache_dir), self.settings, cancelled)
 
     async def _warm_up(self, model: Model) -> None:
         description = model.description

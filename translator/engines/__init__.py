@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 from translator.errors import ConfigError
 
 if TYPE_CHECKING:
+    from threading import Event
+
     from translator.config import Settings
     from translator.model import Model
     from translator.registry import ModelFolder
@@ -56,8 +58,11 @@ def resolve(settings: Settings) -> tuple[Literal["ct2", "torch"], Literal["cpu",
     return engine, device, workers, settings.intra_threads or max(1, cores // workers)
 
 
-def load(folder: ModelFolder, settings: Settings) -> Model:
+def load(folder: ModelFolder, settings: Settings, cancelled: Event | None = None) -> Model:
     """Load one direction with the engine that ``settings`` ask for. Blocks for up to some seconds.
+
+    Args:
+        cancelled: set on another thread, ends a conversion.
 
     Raises:
         ModelError: the files cannot be read, converted or loaded.
@@ -70,4 +75,4 @@ def load(folder: ModelFolder, settings: Settings) -> Model:
         return TorchModel(folder, device, settings.compute_type, intra_threads)
     from translator.engines.marian_ct2 import Ct2Model
 
-    return Ct2Model(folder, device, settings.compute_type, workers, intra_threads, settings.cache_dir)
+    return Ct2Model(folder, device, settings.compute_type, workers, intra_threads, settings.cache_dir, cancelled)

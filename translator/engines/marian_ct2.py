@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+from threading import Event
 
 import ctranslate2
 from filelock import FileLock
@@ -40,7 +41,7 @@ TransformersConverter(sys.argv[1]).convert(sys.argv[2], quantization=sys.argv[3]
 """
 
 
-def convert(folder: ModelFolder, quantization: str, cache_dir: Path) -> Path:
+def convert(folder: ModelFolder, quantization: str, cache_dir: Path, cancelled: Event | None = None) -> Path:
     """CTranslate2 form of a MarianMT folder, converted if it is not yet in the cache.
 
     Processes that start together wait for one of them (file lock); the result appears whole or not at all
@@ -48,6 +49,7 @@ def convert(folder: ModelFolder, quantization: str, cache_dir: Path) -> Path:
 
     Args:
         quantization: type of the stored weights: int8, float16, float32 ...
+        cancelled: set on another thread, ends the conversion with an error.
 
     Raises:
         ModelError: the conversion failed; the message ends with the converter's own last line.
@@ -64,23 +66,37 @@ def convert(folder: ModelFolder, quantization: str, cache_dir: Path) -> Path:
             log.info("converting %s/%s for CTranslate2; this happens once", folder.name, folder.pair)
             work = Path(tempfile.mkdtemp(prefix=name + ".", dir=target.parent))
             try:
-                done = subprocess.run(
-                    [sys.executable, "-c", _CONVERT, str(folder.path), str(work / "model"), quantization],
-                    capture_output=True,
+                command = [sys.executable, "-c", _CONVERT, str(folder.path), str(work / "model"), quantization]
+                with subprocess.Popen(
+                    command,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
                     text=True,
                     env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
-                )
-                if done.returncode:
-                    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                ) as process:
+                    messages = _wait(process, cancelled)
+                if process.returncode:
+                    last = (messages.strip().splitlines() or ["no message"])[-1]
                     raise ModelError(f"cannot convert {folder.path} for CTranslate2: {last}")
                 if (folder.path / SHORTLIST).exists():
                     shutil.copyfile(folder.path / SHORTLIST, work / "model" / "vmap.txt")
+                shutil.rmtree(target, ignore_errors=True)  # what somebody's clean-up left of an older form
                 os.replace(work / "model", target)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise ModelError(f"cannot write the converted model to {target}: {error}; see cache_dir") from error
     return target
+
+
+def _wait(process: subprocess.Popen[str], cancelled: Event | None) -> str:
+    """What the process wrote to standard error; it is killed when ``cancelled`` is set."""
+    while True:
+        try:
+            return process.communicate(timeout=0.1)[1]
+        except subprocess.TimeoutExpired:
+            if cancelled is not None and cancelled.is_set():
+                process.kill()
 
 
 def choose_compute_type(compute_type: str, device: str) -> str:
@@ -112,6 +128,7 @@ class Ct2Model:
     Args:
         workers: batches translated in parallel; they share one copy of the weights.
         intra_threads: threads of one batch.
+        cancelled: set on another thread, ends a conversion.
     """
 
     def __init__(
@@ -122,9 +139,10 @@ class Ct2Model:
         workers: int,
         intra_threads: int,
         cache_dir: Path,
+        cancelled: Event | None = None,
     ) -> None:
         compute_type = choose_compute_type(compute_type, device)
-        converted = convert(folder, stored_type(compute_type), cache_dir)
+        converted = convert(folder, stored_type(compute_type), cache_dir, cancelled)
         self._vocabulary = Vocabulary(folder.path, folder.target_prefix)
         try:
             self._translator = ctranslate2.Translator(
@@ -135,7 +153,7 @@ class Ct2Model:
                 intra_threads=intra_threads,
             )
         except (RuntimeError, ValueError) as error:
-            raise ModelError(f"cannot load {converted}: {error}") from error
+            raise ModelError(f"cannot load {converted}: {error}; delete that folder to convert it anew") from error
         self._has_shortlist = (converted / "vmap.txt").exists()
         self._target_ids = {piece: i for i, piece in enumerate(self._vocabulary.target_pieces)}
         self._description = ModelDescription(
