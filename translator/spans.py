@@ -65,24 +65,25 @@ _PICTOGRAPH = (
     r"[\uFE0E\uFE0F]?+\p{Emoji_Modifier}?+[\U000E0020-\U000E007F]{0,8}+)"
 )
 _EMOJI = (
-    r"(?:\p{Regional_Indicator}{1,2}+|[0-9#*]\uFE0F?\u20E3"
+    r"(?:\p{Regional_Indicator}{1,2}+|[0-9#*]\uFE0F?\u20E3\uFE0F?+"
     rf"|{_PICTOGRAPH}(?:\u200D{_PICTOGRAPH}){{0,8}}+[\u200D\uFE0F]?+)++"
 )
 
 # Faces. Drawn ones have brackets with something in them that no sentence has in brackets; the arms are optional.
 _FACE_STRONG = (
     r"[\p{So}\p{Lm}\p{Mn}\u2190-\u22FF\u00B4\u02C6-\u02DF\u00A8\u00AF\u00B0\u2022\u25E1\u203F"
-    r"ωдДзεΘσ∀∇▽□﹏︿￣ツッﾟ゜ㅂㅠㅅㅁ눈ಠಥᴗᴥ益皿`^]"
+    r"ωдДзεΘσ∀∇▽□﹏︿￣ツッﾟ゜ㅂㅠㅅㅁ눈ಠಥᴗᴥ益皿`^"
+    r"\p{Malayalam}\p{Kannada}\p{Canadian_Aboriginal}\p{Yi}\p{Tai_Le}\p{Buhid}\p{Limbu}\p{Lisu}\p{Vai}]"
 )
 _FACE_BODY = r"[^()（）ʔ꒱\[\]\p{Han}A-Za-z0-9\n，。！？、,$%&#@]|[TQOoUuVvwWxX03A口皿益一з灬]"
 _ARM_LEFT = r"[Σヽヾ┏┗ლ૮٩✧ψ୧ᕦᕙᕕ凸╰╮╭⊂づっㄟo\\〜～~乁щ¯_*]{0,5}+"
-_ARM_RIGHT = r"(?:[ノﾉ/\\〜～~و✧づっ╯︵┻━┳┛┓╭╮☆♪♡❤ゝシง凸ψ୨ᕤᕗ彡⌒*゜ﾟo^;_=3ㄏ┌┘¯]|\x20(?=[┻━┬︵]))*+"
+_ARM_RIGHT = r"(?:[ノﾉ/\\〜～~و✧づっ╯︵┻━┳┛┓╭╮☆♪♡❤ゝシง凸ψ୨ᕤᕗ彡⌒*゜ﾟo^;_=3ㄏ┌┘¯ᐝᐠᐟ]|\x20(?=[┻━┬︵]))*+"
 _ASCII_FACES = (
     r"TT?_TT?|T[.^]T|TAT|QAQ|QWQ|QwQ|qwq|quq|OwO|owo|UwU|uwu|ovo|OvO|[oO]rz|ORZ|OTZ|\^[_.o-]?\^|=[_w3]=|-[_.]-(?:\|\||;)?"
     r"|>[_.wo]<|[oO][_.][oO]|0[_.]0|@_@|\+_\+|\$_\$|\*_\*|\._\.|;[_w];|u_u|n_n|[xX]_[xX]|[xX]D|xd|=[)D(P]|ಠ_ಠ|ಥ_ಥ"
     r"|</?3|D:|>:[()]|:3"
 )
-_SMILEY = r"[:;：；]['’]?[-^o]?(?:[)(\]\[}{|/\\*$]|[DPpOo3](?![A-Za-z0-9]))(?!/)|[（(]{1,3}[:：][зз」∠)_]{2,6}+"
+_SMILEY = r"[:;：；]['’]?[-^o]?(?:[)(\]\[}{|/\\$]|\*(?!\*)|[DPpOo3](?![A-Za-z0-9]))(?!/)|[（(]{1,3}[:：][зз」∠)_]{2,6}+"
 
 _PATTERN = regex.compile(
     rf"""
@@ -101,7 +102,8 @@ _PATTERN = regex.compile(
         {_ARM_LEFT}[(（ʕ꒰](?=[^)）ʔ꒱\n]{{0,20}}{_FACE_STRONG})(?:{_FACE_BODY}){{1,22}}+[)）ʔ꒱]{_ARM_RIGHT}
       | [（(]?(?:(?<![A-Za-z0-9])|(?=[\^>*;]))[*;]?(?:{_ASCII_FACES})[*;]?(?:(?![A-Za-z0-9])|(?<=[\^<*;]))[)）]?
       | (?<![A-Za-z0-9])(?:{_SMILEY})
-      | ദ്ദി\s?[^\p{{Han}}A-Za-z0-9\n]{{0,16}}+ )
+      | [(（][·•°・˙ˊˋ＾][^()（）\n]{{1,3}}[·•°・˙ˊˋ＾][)）] | ՞[^\n\p{{Han}}A-Za-z]{{1,12}}՞
+      | ദ്ദി(?:\s?[^\s\p{{Han}}A-Za-z0-9]){{0,16}}+ )
   | (?P<markup>
         </?[A-Za-z][^<>\n\p{{Han}}]{{0,60}}+> | <\|[^|<>\n]{{1,40}}+\|> | >>[A-Za-z_]{{2,12}}+<<
       | &(?:\#\d{{1,6}}|[A-Za-z]{{2,8}}); | \u2047 )
@@ -111,7 +113,10 @@ _PATTERN = regex.compile(
           | \p{{Han}}[^#＃\n]{{0,22}}[^\s#＃][#＃](?!\w)
           | [\p{{L}}\p{{M}}\p{{N}}_·]{{1,50}}+ ) )
   | (?P<mention>
-        (?<![A-Za-z0-9])[@＠](?:\w(?:[\w.\-·]{{0,28}}\w)?(?!\w)|[A-Za-z0-9_]{{1,30}}+)
+        (?<![A-Za-z0-9])[@＠](?:
+            \w(?:[\w.\-·]{{0,28}}\w)?(?=\s)             # platforms put a space behind a name; people do not
+          | \w{{1,3}}+(?![\w·\-]|\.\w) | \w{{2,8}}?(?=[你我他她它这那有是在的了吗就都快来看去给和说])
+          | \w(?:[\w.\-·]{{0,28}}\w)?(?!\w) | [A-Za-z0-9_]{{1,30}}+ )
       | (?<![\w/])[ru]/[A-Za-z0-9_]{{2,21}}+(?![/\w]) )
   | (?P<sticker>
         \[[^\[\]\s\p{{P}}]{{1,10}}+(?:\]|$)
