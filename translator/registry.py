@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -68,13 +69,18 @@ def models_dir() -> Path:
     raise ModelError("models/manifest.toml is missing: the installation is incomplete")
 
 
-def read_manifest() -> dict[str, dict[str, ModelSource]]:
-    """family -> pair -> source."""
-    root = models_dir()
+def read_manifest(manifest: Path | None = None) -> dict[str, dict[str, ModelSource]]:
+    """family -> pair -> source.
+
+    Args:
+        manifest: by default models/manifest.toml of this installation.
+    """
+    manifest = manifest or models_dir() / "manifest.toml"
+    root = manifest.parent
     try:
-        data = tomllib.loads((root / "manifest.toml").read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
-        raise ModelError(f"{root / 'manifest.toml'}: {error}") from error
+        data = tomllib.loads(manifest.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ModelError(f"{manifest}: {error}") from error
     families: dict[str, dict[str, ModelSource]] = {}
     for name, pairs in data.items():
         for pair, entry in pairs.items():
@@ -146,6 +152,46 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def write_hashes(family: str = "embedded", manifest: Path | None = None) -> Path:
+    """Record the SHA-256 of a family's files in the manifest; to be run when its weights have changed.
+
+    Only the tables ``[FAMILY.PAIR.sha256]`` are rewritten; the rest of the file stays as it is.
+
+    Args:
+        manifest: by default models/manifest.toml of this checkout.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ConfigError: no such family, or one that lives on the Hub (``pull`` records those).
+        ModelError: a folder is incomplete.
+    """
+    manifest = manifest or models_dir() / "manifest.toml"
+    pairs = read_manifest(manifest).get(family, {})
+    if not pairs or any(source.folder is None for source in pairs.values()):
+        raise ConfigError(f"{family!r} is not a family of {manifest.name} whose weights lie in folders")
+    text = manifest.read_text(encoding="utf-8")
+    for pair, source in pairs.items():
+        assert source.folder
+        _require_files(source.folder, source)
+        header = f"[{family}.{pair}.sha256]"
+        lines = [header, *(f'"{file.name}" = "{sha256_of(file)}"' for file in _files(source.folder))]
+        table = "\n".join(lines) + "\n"
+        # A table runs to the next blank line, table or comment.
+        old = re.compile(rf"^{re.escape(header)}\n(?:[^\[#\n].*\n?)*", re.MULTILINE)
+        if old.search(text):
+            text = old.sub(lambda _, new=table: new, text)  # type: ignore[misc]
+        else:
+            own = re.compile(rf"^\[{re.escape(family)}\.{re.escape(pair)}\]\n(?:[^\[#\n].*\n?)*", re.MULTILINE)
+            text = own.sub(lambda match, new=table: f"{match[0].rstrip()}\n\n{new}", text)  # type: ignore[misc]
+    tomllib.loads(text)  # never leave a manifest that cannot be read
+    scratch = manifest.with_suffix(".tmp")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(manifest)
+    return manifest
+
+
 def pull(source: ModelSource, cache_dir: Path) -> Path:
     """Fetch a Hub model at its revision, with a progress bar, and record the hashes of its files.
 
@@ -171,7 +217,9 @@ def pull(source: ModelSource, cache_dir: Path) -> Path:
     _require_files(path, source)
     record = _hash_record(source, path, cache_dir)
     record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps({f.name: sha256_of(f) for f in _files(path)}, indent=1))
+    scratch = record.with_suffix(".tmp")
+    scratch.write_text(json.dumps({f.name: sha256_of(f) for f in _files(path)}, indent=1), encoding="utf-8")
+    scratch.replace(record)
     return path
 
 
@@ -195,7 +243,10 @@ def locate(source: ModelSource, cache_dir: Path, *, download: bool = True) -> Mo
         revision = path.name  # a snapshot's folder is named after its commit
         record = _hash_record(source, path, cache_dir)
         if record.exists():
-            expected = json.loads(record.read_text())
+            try:
+                expected = json.loads(record.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ModelError(f"{record} is damaged; delete it, or pull the model again: {error}") from error
     elif not path.is_dir():
         raise ModelError(f"the model folder {path} does not exist")
     _require_files(path, source)
@@ -239,7 +290,8 @@ def _in_hub_cache(source: ModelSource) -> Path | None:
 
     for weights in WEIGHTS:
         found = try_to_load_from_cache(source.hub, weights, revision=source.revision or "main")
-        if isinstance(found, str):
+        # A download that was cut off may have left the weights without the rest: then it is fetched again.
+        if isinstance(found, str) and all((Path(found).parent / name).exists() for name in VOCABULARY):
             return Path(found).parent
     return None
 
