@@ -122,20 +122,28 @@ def pipeline(path: Path) -> None:
 
 
 def kill(path: Path, times: int, flags: list[str], seed: int) -> None:
-    """Kill runs at random moments and resume; the output has to be the same as that of one quiet run."""
+    """Kill runs at random moments and resume; the output has to be the same as that of one quiet run.
+
+    A model's answers depend a little on what else is in the batch, and that depends on timing. So sentences are
+    translated one by one here, few at a time.
+    """
     choose = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, pieces = Path(folder) / "whole.csv", Path(folder) / "pieces.csv"
-        tail = [str(path), "-c", "text", "-t", "en", "--progress", "none", *flags]
+        tail = [str(path), "-c", "text", "-t", "en", "--progress", "none", "--max-batch-tokens", "16", *flags]
+        tail += ["--in-flight", "50"]
         started = time.monotonic()
         subprocess.run([*COMMAND, *tail, "-o", str(whole)], check=False)
         seconds = time.monotonic() - started
         for attempt in range(times):
             process = subprocess.Popen([*COMMAND, *tail, "-o", str(pieces), "--resume"])
-            time.sleep(choose.uniform(0.1, 1.0) * seconds / times * 2)
+            part = pieces.with_name("pieces.csv.work") / "part"
+            before = part.stat().st_size if part.exists() else 0
+            while process.poll() is None and (not part.exists() or part.stat().st_size <= before):
+                time.sleep(0.01)  # the start is the least interesting time
+            time.sleep(choose.uniform(0, 2) * seconds / times / 2)
             process.send_signal(signal.SIGKILL)
             ended = process.wait()
-            part = pieces.with_name("pieces.csv.work") / "part"
             size = part.stat().st_size if part.exists() else 0
             print(f"killed {attempt + 1} of {times}: status {ended}, {size:,} bytes written", flush=True)
         status = subprocess.run([*COMMAND, *tail, "-o", str(pieces), "--resume"], check=False).returncode

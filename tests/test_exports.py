@@ -922,13 +922,14 @@ async def test_remote_gives_what_the_library_gives(tmp_path: Path, start_server:
     assert [e["reason"] for e in errors(tmp_path / "remote.csv")] == ["CONTENT_TOO_LONG"]
 
 
+@pytest.mark.parametrize("stream_in_flight", [8, 512])
 async def test_remote_comes_back_after_a_restart(
-    tmp_path: Path, start_server: StartServer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, start_server: StartServer, monkeypatch: pytest.MonkeyPatch, stream_in_flight: int
 ) -> None:
     """The server drains in the middle and another one takes its port: each row gets its translation once."""
     monkeypatch.setattr("translator.exports.remote.FIRST_DELAY", 0.05)
     source = chinese_file(tmp_path / "in.csv", 400)
-    first = await start_server(stream_in_flight=8)
+    first = await start_server(stream_in_flight=stream_in_flight)
     first.zh_en.hold()
     warm_up = len(first.zh_en.batches)
     task = asyncio.create_task(remote(source, tmp_path / "out.csv", first, window=50))
@@ -964,6 +965,19 @@ async def test_remote_gives_up_in_the_end(
     assert summary.exit_code == 3
     assert "no answer for" in summary.stopped
     assert work_path(tmp_path / "out.csv").exists()
+
+
+async def test_remote_stops_when_the_server_hangs(tmp_path: Path, start_server: StartServer) -> None:
+    source = chinese_file(tmp_path / "in.csv", 100)
+    server = await start_server()
+    server.zh_en.hold()
+    summary = await asyncio.wait_for(remote(source, tmp_path / "out.csv", server, patience=0.3), PATIENCE)
+    assert summary.exit_code == 3
+    assert "does not answer" in summary.stopped
+    server.zh_en.release()
+    jobs, _ = plan([str(source)], str(tmp_path / "out.csv"), ExportOptions(("text",), "en", resume=True))
+    again = Pipeline(RemoteBackend(Connection(server.address), "en"), Reporter("none"))
+    assert (await again.run(jobs)).counts.translated == 100
 
 
 async def test_remote_usage_errors(tmp_path: Path, start_server: StartServer) -> None:

@@ -34,6 +34,7 @@ from translator.exports.work import Sink
 
 MAX_WINDOW_CHARS = 4 * 2**20
 """A window ends early when its rows are this long together, so that rows with large other columns stay bounded."""
+WINDOW = 512
 MAX_WINDOWS = 16
 """Windows under way at a time. Where most comments are repeats it takes several to fill a batch."""
 CHECKPOINT_SECONDS = 1.0
@@ -146,7 +147,8 @@ class Pipeline:
         backend: not yet started; the pipeline starts and closes it.
         reporter: shows progress.
         in_flight: comments at the back end at a time. More give fuller batches and, after a crash, more to do again.
-        window: rows that are read, sorted by length and written together.
+        window: rows that are read, sorted by length and written together; 0: ``WINDOW``, or less for a small
+            ``in_flight``.
         memo_bytes: memory for comments translated lately.
     """
 
@@ -155,12 +157,12 @@ class Pipeline:
         backend: Backend,
         reporter: Reporter,
         in_flight: int = 1024,
-        window: int = 512,
+        window: int = 0,
         memo_bytes: int = 32 * 2**20,
     ) -> None:
         self._backend = backend
         self._reporter = reporter
-        self._window = window
+        self._window = window or min(WINDOW, in_flight)
         self._in_flight = in_flight
         self._memo = Memo(backend, memo_bytes)
 

@@ -20,8 +20,14 @@ from translator.glossary import Term
 from translator.v1 import translation_pb2 as pb
 from translator.v1 import translation_pb2_grpc
 
-RETRIED = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED}
-"""A restart, a full queue, a stream that a proxy or a draining server cut. Anything else would fail again."""
+RETRIED = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+}
+"""A restart, a full queue, a stream that a proxy or a draining server cut, or (INTERNAL) a connection that broke in the
+middle of a message. Anything else would fail again."""
 RETRIED_ITEMS = {code_pb2.UNAVAILABLE, code_pb2.RESOURCE_EXHAUSTED, code_pb2.CANCELLED}
 FIRST_DELAY, LONGEST_DELAY = 0.5, 30.0
 
@@ -173,7 +179,7 @@ class RemoteBackend:
                 error = await self._stream(stub)
                 if error.code() not in RETRIED:
                     raise ExportError(f"{self._connection.address}: {_describe(error)}")
-                if monotonic() - self._answered > self._connection.patience:
+                if self._waiting and self._silence() > self._connection.patience:
                     raise ExportStopped(
                         f"{self._connection.address}: no answer for {self._connection.patience:.0f} s: "
                         f"{_describe(error)}"
@@ -184,6 +190,8 @@ class RemoteBackend:
                 await asyncio.sleep(max(_retry_after(error), delay * random.uniform(0.7, 1.3)))
                 delay = min(delay * 2, LONGEST_DELAY)
                 self._outbox = deque(self._waiting)
+                if self._outbox:
+                    self._more.set()
         except Exception as failure:
             self._fail(failure)
 
@@ -199,13 +207,19 @@ class RemoteBackend:
         await self._more.wait()
         call = stub.StreamTranslate(metadata=self._metadata)
         writer = asyncio.create_task(self._write(call))
+        watch = asyncio.create_task(self._watch(call))
         try:
             async for response in call:
                 self._receive(response)
             return _broken("the server ended the stream")
         except grpc.aio.AioRpcError as error:
             return error
+        except asyncio.CancelledError:
+            if not watch.done():
+                raise
+            return _broken("the server is there, but does not answer")
         finally:
+            watch.cancel()
             writer.cancel()
             with suppress(asyncio.CancelledError, grpc.aio.AioRpcError, asyncio.InvalidStateError):
                 await writer
@@ -226,6 +240,18 @@ class RemoteBackend:
                 await call.write(request)
             self._more.clear()
             await self._more.wait()
+
+    async def _watch(self, call: grpc.aio.Call) -> None:
+        """End a stream whose server has stopped answering without hanging up."""
+        while True:
+            await asyncio.sleep(min(1.0, self._connection.patience / 4))
+            if self._waiting and self._silence() > self._connection.patience:
+                break
+        call.cancel()
+
+    def _silence(self) -> float:
+        """Seconds since the last answer."""
+        return monotonic() - self._answered
 
     def _receive(self, response: pb.StreamTranslateResponse) -> None:
         waiting = self._waiting.get(response.id)
