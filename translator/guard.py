@@ -25,17 +25,17 @@ _HAN = regex.compile(r"\p{Han}")
 _LATIN_WORD = regex.compile(r"[A-Za-z]+(?:['’-][A-Za-z]+)*+")
 _QUOTES = regex.compile(r"[“”\"「」『』《》字]")
 _OTHER_SCRIPT = regex.compile(r"[\p{Hiragana}\p{Katakana}\p{Hangul}\p{Cyrillic}\p{Arabic}\p{Thai}\p{Greek}]")
-# What models do and people do not, unless the source does it too: in English a stutter inside a word ("ialialial",
-# "utututer"; laughing and singing apart), the same word or phrase three times; in Chinese the same one to three
-# characters four times. Of 49,000 references 12 in English have this ("go go go") and 1 in Chinese.
-_STUTTER = {
-    True: regex.compile(
-        r"(?!ha|he|hi|ho|ah|la|na|ja|ka|lo|ta|da|ba|bla|wa|wo|mua|ya)([a-z]{2,4})\1{2,}+"
-        r"|\b(?!ha\b|la\b)(\w+(?: \w+){0,2}+)(?:[ ,.!-]+\2\b){2,}+",
-        regex.IGNORECASE,
-    ),
+# What models do and people do not, unless the source does it too: a stutter inside an English word ("ialialial",
+# "utututer"; laughing and singing apart), the same English word or phrase three times, the same one to three
+# Chinese characters four times. Of 49,000 references 12 in English have this ("go go go") and 1 in Chinese.
+_STUTTER = regex.compile(
+    r"(?!ha|he|hi|ho|ah|la|na|ja|ka|lo|ta|da|ba|bla|wa|wo|mua|ya)([a-z]{2,4})\1{2,}+", regex.IGNORECASE
+)
+_SAID_AGAIN = {
+    True: regex.compile(r"\b(?!ha\b|la\b)(\w+(?: \w+){0,2}+)(?:[ ,.!-]+\1\b){2,}+", regex.IGNORECASE),
     False: regex.compile(r"(?![哈啊嘿呵嘻呜嘤哦咯汪喵])(\p{Han}{1,3}?)\1{3,}+"),
 }
+_THREE_TIMES = regex.compile(r"(\S{1,6}?)\1{2,}+")
 _REPEATS = regex.compile(
     r"(\S{1,6}?)\1{2,}+|(\p{Han}{1,4})[，,！!？?。 、]*+\2|\b(\w+(?:['’ ]\w+)?)(?:[\s,.!?]+\3\b)+",
     regex.IGNORECASE,
@@ -77,7 +77,9 @@ def check(source: str, output: str, source_language: str, target_language: str) 
 
 
 def _loops(source: str, text: str, to_english: bool) -> bool:
-    if _STUTTER[to_english].search(text) and not _REPEATS.search(source):
+    if _STUTTER.search(text) and not _THREE_TIMES.search(source):
+        return True
+    if _SAID_AGAIN[to_english].search(text) and not _REPEATS.search(source):
         return True
     if len(text) < 8:
         return False

@@ -27,6 +27,10 @@ _WORD = regex.compile(r"[A-Za-z]+(?:['’][A-Za-z]+)*+")
 _HAN_RUN = regex.compile(r"\p{Han}[\p{Han}\d，。！？、…“”《》～]*+")
 _HAN_CLAUSE = regex.compile(r"\p{Han}[\p{Han}\d，。！？、…“”《》～]{3,}+")
 
+# A third language: no model of this service reads it. One letter may be decoration (小熊の店).
+_OTHER = r"[\p{Hiragana}\p{Katakana}ー\p{Hangul}\p{Cyrillic}\p{Arabic}\p{Thai}\p{Hebrew}\p{Devanagari}\p{Greek}]"
+_OTHER_SCRIPT = regex.compile(rf"{_OTHER}{{2,}}+(?:[ ,.!?、。！？]++{_OTHER}++)*+")
+
 
 def mask(text: str, source: str, target: str, placeholders: bool, terms: tuple[Term, ...]) -> tuple[str, list[Span]]:
     """The text with one slot for each span, and the spans.
@@ -70,7 +74,7 @@ def _gaps(text: str, terms: tuple[Term, ...]) -> Iterator[tuple[int, int, list[H
 
 
 def _mask_target(gap: str, source: str, target: str, placeholders: bool, spans: list[Span]) -> str:
-    """Mask what is already in the target language; adds to ``spans``."""
+    """Mask what is in the target language already or in a third one; adds to ``spans``."""
     if source[:2] == target[:2] or not gap:
         return gap
 
@@ -84,6 +88,13 @@ def _mask_target(gap: str, source: str, target: str, placeholders: bool, spans: 
         return _SLOT
 
     han = _HAN_RUN if placeholders else _HAN_CLAUSE
+    if _OTHER_SCRIPT.search(gap):
+        pieces = _OTHER_SCRIPT.split(gap)
+        out = [_mask_target(pieces[0], source, target, placeholders, spans)]
+        for run, piece in zip(_OTHER_SCRIPT.findall(gap), pieces[1:], strict=True):
+            spans.append(Span(run, run, Kind.CLAUSE))
+            out += (_SLOT, _mask_target(piece, source, target, placeholders, spans))
+        return "".join(out)
     return (_ENGLISH_RUN if target == "en" else han).sub(replace, gap)
 
 
