@@ -262,6 +262,16 @@ def models_convert(*, settings: Settings) -> None:
         print(f"{source.name}/{source.pair}: {convert(folder, kind, settings.cache_dir)}")
 
 
+@models_app.command("hash")
+def models_hash(
+    family: Annotated[str, typer.Argument(help="Family whose weights lie in models/.")] = "embedded",
+) -> None:
+    """Record the hashes of a family's files in models/manifest.toml, after its weights were replaced."""
+    from translator import registry
+
+    print(registry.write_hashes(family))
+
+
 @models_app.command("finetune", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def models_finetune(
     context: typer.Context,
