@@ -5,7 +5,9 @@
     python bench/exports.py measure rows.csv -- --server 127.0.0.1:50051
     python bench/exports.py kill rows.csv --times 10
     python bench/exports.py pipeline rows.csv
+    python bench/exports.py route rows.csv
 
+`pipeline` has no Translator, `route` has one whose model takes no time.
 Comments come from a TSV file whose second and third columns are Chinese and English. `measure` prints a row of a
 Markdown table: rows, different comments, seconds, rows/s, CPU seconds, rows per CPU second, peak memory.
 """
@@ -29,10 +31,14 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from translator.config import load_settings
+from translator.exports.backends import Backend, LocalBackend
 from translator.exports.jobs import ExportOptions, plan
 from translator.exports.pipeline import Pipeline
 from translator.exports.progress import Reporter
-from translator.exports.rows import Outcome
+from translator.exports.rows import Counts, Outcome
+from translator.model import PAIRS, DecodingOptions, Model, ModelDescription
+from translator.service import Translator
 
 COMMAND = [sys.executable, "-m", "translator.cli", "file"]
 
@@ -99,26 +105,70 @@ def measure(path: Path, flags: list[str]) -> None:
     print(f"| {' | '.join(cells)} | {memory:,.0f} MB |", flush=True)
 
 
-def pipeline(path: Path) -> None:
-    """The same, with a back end that only copies: what reading, remembering and writing cost by themselves."""
+class CopyBackend:
+    """Translates nothing: what is left is reading, remembering and writing."""
 
-    class Copy:
-        tokens = None
+    tokens = None
 
-        async def start(self) -> None: ...
+    async def start(self) -> None: ...
 
-        async def close(self) -> None: ...
+    async def close(self) -> None: ...
 
-        async def translate(self, texts: Sequence[str]) -> list[Outcome]:
-            return [Outcome(text, "zh-Hans") for text in texts]
+    async def translate(self, texts: Sequence[str]) -> list[Outcome]:
+        return [Outcome(text, "zh-Hans") for text in texts]
 
+
+class CopyModel:
+    """A model that takes no time: what is left besides is detection, masking, batching and the cache."""
+
+    max_tokens = 512
+
+    def __init__(self, pair: str) -> None:
+        self.description = ModelDescription("copy", pair, "1", "CC0-1.0", "copy", "cpu", "exact")
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[*map(ord, text), 0] for text in texts]
+
+    def generate(self, batch: Sequence[Sequence[int]], options: DecodingOptions) -> list[list[int]]:
+        return [list(ids[:-1]) for ids in batch]
+
+    def decode(self, batch: Sequence[Sequence[int]]) -> list[str]:
+        return ["".join(map(chr, ids)) for ids in batch]
+
+    def close(self) -> None: ...
+
+
+class MemoryReporter(Reporter):
+    """Prints the memory of the process now and then, to show whether it grows."""
+
+    def __init__(self, every: int) -> None:
+        super().__init__("none")
+        self._every = self._next = every
+
+    def update(self, name: str, counts: Counts, tokens: int | None, fraction: float | None) -> None:
+        if counts.rows >= self._next:
+            self._next += self._every
+            resident = re.search(r"VmRSS:\s*(\d+)", Path("/proc/self/status").read_text())
+            print(f"{counts.rows:,} rows, {int(resident[1]) // 1024 if resident else 0} MB", flush=True)
+
+
+def without_model(path: Path, part: str) -> None:
+    """Time and memory of everything but the model."""
+    backend: Backend = CopyBackend()
+    if part == "route":
+        models: dict[tuple[str, str], Model] = {("copy", pair): CopyModel(pair) for pair in PAIRS}
+        # The guard would find every copy unfit.
+        backend = LocalBackend(Translator(load_settings({"guard": False}), models), "en")
     with tempfile.TemporaryDirectory() as folder:
         options = ExportOptions(("text",), "en")
         jobs, _ = plan([str(path)], f"{folder}/out{''.join(path.suffixes)}", options)
-        summary = asyncio.run(Pipeline(Copy(), Reporter("none")).run(jobs))
+        started = time.process_time()
+        reporter = MemoryReporter(20_000 if part == "route" else 200_000)
+        summary = asyncio.run(Pipeline(backend, reporter).run(jobs))
+        busy = time.process_time() - started
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    rate = summary.here / summary.seconds
-    print(f"| {summary.here:,} | {summary.seconds:,.1f} | {rate:,.0f} | {memory:,.0f} MB |")
+    rates = f"{summary.here / summary.seconds:,.0f} | {busy:,.0f} | {summary.here / busy:,.0f}"
+    print(f"| {summary.here:,} | {summary.seconds:,.1f} | {rates} | {memory:,.0f} MB |")
 
 
 def kill(path: Path, times: int, flags: list[str], seed: int) -> None:
@@ -160,7 +210,8 @@ def main() -> None:
     rows.add_argument("comments", type=Path)
     rows.add_argument("kind", choices=["distinct", "repeated"])
     rows.add_argument("count", type=int)
-    commands.add_parser("pipeline").add_argument("file", type=Path)
+    for name in ("pipeline", "route"):
+        commands.add_parser(name).add_argument("file", type=Path)
     for name in ("measure", "kill"):
         command = commands.add_parser(name)
         command.add_argument("file", type=Path)
@@ -171,8 +222,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.command == "rows":
         write_rows(arguments.comments, arguments.kind, arguments.count)
-    elif arguments.command == "pipeline":
-        pipeline(arguments.file)
+    elif arguments.command in ("pipeline", "route"):
+        without_model(arguments.file, arguments.command)
     elif arguments.command == "measure":
         measure(arguments.file, arguments.flags)
     else:

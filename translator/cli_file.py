@@ -172,9 +172,8 @@ def translate_file(
         print(summary, file=sys.stderr)
     if summary.stopped:
         print(f"comment-translate: {summary.stopped}", file=sys.stderr)
-    if summary.counts.failed and output != "-":
-        where = [str(errors_path(job.output)) for job in jobs if job.output]
-        print("failed rows: " + ", ".join(path for path in where if Path(path).exists()), file=sys.stderr)
+    if listed := [str(path) for job in jobs if job.output and (path := errors_path(job.output)).exists()]:
+        print("failed rows: " + ", ".join(listed), file=sys.stderr)
     if summary.exit_code > 1 and all(job.source and job.output for job in jobs):
         again = [word for word in sys.argv if word not in ("--resume", "--overwrite")]
         print(f"continue with: {shlex.join(['comment-translate', *again[1:], '--resume'])}", file=sys.stderr)
