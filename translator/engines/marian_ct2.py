@@ -26,10 +26,13 @@ from filelock import FileLock
 from translator.errors import ConfigError, ModelError
 from translator.model import DecodingOptions, ModelDescription
 from translator.registry import SHORTLIST, ModelFolder
-from translator.vocabulary import EOS, Vocabulary
+from translator.vocabulary import EOS, PAD, Vocabulary
 
 log = logging.getLogger(__name__)
 
+# Marian's decoder starts from a zero vector, and the converter takes that for granted: it drops <pad>, whose row
+# transformers starts from. A model trained with transformers may have put something there; without it the first word,
+# and all that hang on it, come out worse. Such a model keeps its row.
 _CONVERT = """
 import sys, warnings
 warnings.filterwarnings("ignore")
@@ -37,8 +40,35 @@ from transformers.utils import logging
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 from ctranslate2.converters import TransformersConverter
+from ctranslate2.converters.transformers import BartLoader, MarianMTLoader
+
+ordinary = {name: getattr(MarianMTLoader, name) for name in ("get_model_spec", "get_vocabulary", "set_config")}
+
+def get_model_spec(self, model):
+    row = model.get_input_embeddings().weight[model.config.decoder_start_token_id]
+    self.keeps_start = bool((row != 0).any())
+    if not self.keeps_start:
+        return ordinary["get_model_spec"](self, model)
+    model.config.normalize_before = model.config.normalize_embedding = False
+    spec = BartLoader.get_model_spec(self, model)
+    spec.decoder.start_from_zero_embedding = False
+    return spec
+
+def get_vocabulary(self, model, tokenizer):
+    method = BartLoader.get_vocabulary if self.keeps_start else ordinary["get_vocabulary"]
+    return method(self, model, tokenizer)
+
+def set_config(self, config, model, tokenizer):
+    ordinary["set_config"](self, config, model, tokenizer)
+    if self.keeps_start:
+        config.decoder_start_token = tokenizer.convert_ids_to_tokens(model.config.decoder_start_token_id)
+
+for method in (get_model_spec, get_vocabulary, set_config):
+    setattr(MarianMTLoader, method.__name__, method)
 TransformersConverter(sys.argv[1]).convert(sys.argv[2], quantization=sys.argv[3], force=True)
 """
+# Changes with the above, so that forms made by an older one are not used.
+_FORM = 2
 
 
 def convert(folder: ModelFolder, quantization: str, cache_dir: Path, cancelled: Event | None = None) -> Path:
@@ -54,7 +84,7 @@ def convert(folder: ModelFolder, quantization: str, cache_dir: Path, cancelled: 
     Raises:
         ModelError: the conversion failed; the message ends with the converter's own last line.
     """
-    name = f"{folder.pair}-{folder.revision[:16]}-{quantization}-{version('ctranslate2')}"
+    name = f"{folder.pair}-{folder.revision[:16]}-{quantization}-{version('ctranslate2')}.{_FORM}"
     target = cache_dir / "ct2" / folder.name.replace("/", "--") / name
     if (target / "model.bin").exists():
         return target
@@ -155,6 +185,9 @@ class Ct2Model:
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"cannot load {converted}: {error}; delete that folder to convert it anew") from error
         self._has_shortlist = (converted / "vmap.txt").exists()
+        # The row that starts the decoder, where it was kept, is nothing to write.
+        kept = [path for path in converted.glob("*vocabulary.json") if f'"{PAD}"' in path.read_text(encoding="utf-8")]
+        self._never = [[PAD]] if kept else None
         self._target_ids = {piece: i for i, piece in enumerate(self._vocabulary.target_pieces)}
         self._description = ModelDescription(
             name=folder.name,
@@ -189,6 +222,7 @@ class Ct2Model:
             max_input_length=0,
             max_decoding_length=options.max_target_tokens(longest, self._max_tokens - 1),
             disable_unk=True,
+            suppress_sequences=self._never,
             use_vmap=options.shortlist and self._has_shortlist,
         )
         ids_of = self._target_ids
