@@ -1078,6 +1078,25 @@ def test_command_usage_errors(tmp_path: Path, cache_dir: Path) -> None:
 # Progress
 
 
+def test_reporter_bar() -> None:
+    """On a terminal: messages stay, the bar does not, and all figures fit into a narrow one."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    with Reporter("auto", stream) as reporter:
+        reporter.update("a.csv", Counts(), 0, 0.0)
+        reporter.say("a note")
+        reporter.update("a.csv", Counts(rows=123_456, translated=100_000, repeated=50_000, failed=7), 10**6, 0.5)
+    shown = stream.getvalue()
+    assert "a note" in shown
+    assert "123,456 rows" in shown
+    assert "50% repeats" in shown
+    assert "left" in shown
+
+
 def test_reporter_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr("translator.exports.progress.monotonic", lambda: now)

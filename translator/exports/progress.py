@@ -8,8 +8,10 @@ from time import monotonic
 from types import TracebackType
 from typing import Self, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.text import Text
 
 from translator.exports.rows import Counts, ProgressMode
 
@@ -38,30 +40,27 @@ class Reporter:
 
     def __enter__(self) -> Self:
         if self._mode == "bar":
+            console = Console(file=self._stream)
             self._bar = Progress(
-                SpinnerColumn(),
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[figures]}"),
-                console=Console(file=self._stream),
-                transient=True,
+                TextColumn("{task.description}"), BarColumn(None), TaskProgressColumn(), console=console
             )
-            self._bar.start()
-            self._task = self._bar.add_task("", total=1.0, figures="")
+            self._task = self._bar.add_task("", total=1.0)
+            # The figures have a line of their own: beside the bar they would leave it no room.
+            self._live = Live(self._bar, console=console, transient=True)
+            self._live.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._bar:
-            self._bar.stop()
+            self._live.stop()
             self._bar = None
 
     def say(self, message: str) -> None:
         """A line for the user, above the bar."""
         if self._bar:
-            self._bar.console.print(message, markup=False, highlight=False, soft_wrap=True)
+            self._live.console.print(message, markup=False, highlight=False, soft_wrap=True)
         else:
             print(message, file=self._stream, flush=True)
 
@@ -84,9 +83,9 @@ class Reporter:
         if self._bar:
             if (seconds := self._seconds_left()) is not None:
                 figures += f", {_duration(seconds)} left"
-            self._bar.update(
-                self._task, description=name, completed=fraction or 0.0, total=fraction and 1.0, figures=figures
-            )
+            known = fraction is not None
+            self._bar.update(self._task, description=name, completed=fraction or 0.0, total=1.0 if known else None)
+            self._live.update(Group(self._bar, Text(figures)))
         if self._mode == "plain" and now - self._last_line >= LINE_SECONDS:
             self._last_line = now
             share = f", {fraction:.1%}" if fraction is not None else ""
