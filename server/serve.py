@@ -37,8 +37,8 @@ SERVICE = pb.DESCRIPTOR.services_by_name["TranslationService"].full_name
 # How often the health service looks whether the workers still succeed, in seconds.
 HEALTH_INTERVAL = 1.0
 # When stopping: calls that are on their way are served for so long, then refused for so long, in seconds; either
-# ends sooner when none has come for QUIET.
-SERVE_LATE, REFUSE_LATE, QUIET = 1.0, 0.25, 0.03
+# ends sooner when none has come for QUIET. A busy machine may take a while to bring a waiting call to its handler.
+SERVE_LATE, REFUSE_LATE, QUIET = 3.0, 0.5, 0.2
 
 
 class Server:
