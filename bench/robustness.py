@@ -3,10 +3,10 @@
     python bench/robustness.py comments.zh.txt [--source zh --target en] [--output translations.tsv]
 
 One comment a line. "Bare" is what a plain wrapper does: the whole text to the model, its output to the user.
-"Service" is translator.Translator with its defaults. Counted are outputs that are empty, that loop, that lack a
-protected span of the comment (in order, byte for byte), that are in the wrong script, or that show a control
-token; those that the service holds back itself ("degraded": status set, what failed stays as it was in the source)
-are counted apart. Last, the processor time of the text handling alone.
+"Service" is translator.Translator (COMMENT_TRANSLATE_MODEL=... for another model). Counted are outputs that are
+empty, that loop, that lack a protected span of the comment (in order, byte for byte), that are in the wrong
+script, or that show a control token; those that the service holds back itself ("degraded": status set, what failed
+stays as it was in the source) are counted apart. Last, the processor time of the text handling alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 from translator import Translator, guard, language, text
-from translator.config import Settings
+from translator.config import load_settings
 from translator.guard import Problem
 from translator.model import DecodingOptions, Model
 from translator.service import Translation
@@ -63,7 +63,7 @@ def bare(model: Model, comments: list[str], options: DecodingOptions) -> list[st
 
 
 async def run(comments: list[str], source: str, target: str) -> tuple[list[str], list[Translation]]:
-    settings = Settings()
+    settings = load_settings()
     translator = Translator(settings)
     await translator.start()
     pair = f"{source[:2]}-{target[:2]}"

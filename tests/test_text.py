@@ -236,8 +236,14 @@ def test_chinese(comment: str, expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("comment", "expected"),
     [
-        ("I love it. So good!! 😂 See you", ["«I love it.»", "«So good!!»", " 😂 ", "«See you»"]),
-        ("Mr. Smith paid $3.50. Wow", ["«Mr. Smith paid $3.50.»", "哇"]),
+        ("I love it. So good!! 😂 See you", ["«I love it. So good!!»", " 😂 ", "«See you»"]),
+        (
+            "Mr. Smith paid $3.50 for a coffee in the U.S. and it was not even warm. Then Mr. Smith left. Wow",
+            [
+                "«Mr. Smith paid $3.50 for a coffee in the U.S. and it was not even warm.»",
+                "«Then Mr. Smith left. Wow»",
+            ],
+        ),
         ("THIS IS SO GOOD I CRIED", ["«This is so good I cried»"]),
         ("NASA in the USA", ["«NASA in the USA»"]),
         ("soooo goooood yessss", ["«so good yes»"]),

@@ -121,6 +121,9 @@ _END = regex.compile(
 _SPELLED = regex.compile(r"(?<!\p{Han})(?:\p{Han}[！!～~。.、 ]){3,}+\p{Han}?(?!\p{Han})")
 _SPELLING = regex.compile(r"(?<=\p{Han})[！!～~。.、 ](?=\p{Han})")
 _WEAK_END = frozenset("…~～")
+# English sentences with fewer letters go to the model together with the next one: cutting at every full stop costs
+# 0.5 BLEU into Chinese on the comments of the development set; longer pieces gain little. From Chinese it is free.
+_SHORT_ENGLISH = 60
 _CLAUSE_END = regex.compile(r"[，,、：:)）]+|\s+")
 _FIRST_CLAUSE = regex.compile(r"[^，,、！!。？?\s]{1,12}[，,]\s*+(?=\S)")
 _MARKS = r"，,：:、；;。.！!？?~～"
@@ -191,15 +194,21 @@ class Cutter:
             line = _SPELLED.sub(lambda match: _SPELLING.sub("", match.group()), line)
         at = 0
         for match in _END.finditer(line):
-            # "等等……我想想" is one breath: an ellipsis or a tilde ends only a clause.
-            if match.group()[0] in _WEAK_END and _weight(line[at : match.start()]) < 6:
-                continue
             blank = match.group().isspace()
+            if not blank and self._goes_on(line[at : match.start()], match.group()):
+                continue
             self._sentence(line[at : match.start() if blank else match.end()])
             if blank:
                 self.literal(match.group())
             at = match.end()
         self._sentence(line[at:])
+
+    def _goes_on(self, sentence: str, mark: str) -> bool:
+        """Whether a sentence stays together with what follows its end mark."""
+        # "等等……我想想" is one breath: an ellipsis or a tilde ends only a clause.
+        if mark[0] in _WEAK_END and _weight(sentence) < 6:
+            return True
+        return self._changes_language and self._source == EN and len(sentence) < _SHORT_ENGLISH
 
     def _take(self) -> Span:
         self._next += 1
