@@ -298,6 +298,23 @@ async def test_retry_after_follows_the_queue(make: Make, model: FakeModel, clock
     model.release()
 
 
+async def test_interactive_sentences_that_would_wait_too_long_are_turned_away(
+    make: Make, model: FakeModel, clock: Clock
+) -> None:
+    batcher = await make(queue=2000, tokens=16, max_queue_seconds=5.0)
+    blocker = await occupy(batcher, model)
+    clock.now += 2  # two seconds for the two tokens of the only batch so far
+    model.release()
+    await settle(blocker)
+    await occupy(batcher, model)
+    submit(batcher, model, ["字" * 99])
+    with pytest.raises(Overloaded, match=r"would wait 100.0 s; the limit is 5 s"):
+        submit(batcher, model, ["字"])
+    assert submit(batcher, model, ["字"], lane=Lane.BATCH), "an export may wait"
+    assert batcher.submit(model, OPTIONS, model.encode(["字"]), second_try=True), "what was admitted is tried again"
+    model.release()
+
+
 async def test_the_batch_lane_leaves_room_for_people(make: Make, model: FakeModel) -> None:
     batcher = await make(queue=100)
     blocker = await occupy(batcher, model)

@@ -471,10 +471,10 @@ async def test_no_room_for_a_second_try_degrades_one_comment_and_is_not_remember
     bench.zh_en.answers["我喜欢你家的书"] = ["", "I like your books."]
     submit = bench.translator.batcher.submit
 
-    def refuse_second_tries(model: Any, options: DecodingOptions, *more: Any) -> Any:
+    def refuse_second_tries(model: Any, options: DecodingOptions, *more: Any, **named: Any) -> Any:
         if options.beam_size > 1:
             raise Overloaded("full", 1.0)
-        return submit(model, options, *more)
+        return submit(model, options, *more, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(bench.translator.batcher, "submit", refuse_second_tries)
@@ -491,10 +491,10 @@ async def test_no_room_for_the_pieces_of_a_sentence_degrades_one_comment(
     masking.zh_en.answers[comment.replace("@tom", PLACEHOLDERS[0])] = "I like your book."
     submit = masking.translator.batcher.submit
 
-    def refuse_pieces(model: Any, options: DecodingOptions, batch: Any, *more: Any) -> Any:
+    def refuse_pieces(model: Any, options: DecodingOptions, batch: Any, *more: Any, **named: Any) -> Any:
         if any("".join(map(chr, ids)).startswith("你家的书") for ids in batch):
             raise Overloaded("full", 1.0)
-        return submit(model, options, batch, *more)
+        return submit(model, options, batch, *more, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(masking.translator.batcher, "submit", refuse_pieces)

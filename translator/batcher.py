@@ -88,6 +88,7 @@ class Batcher:
         workers: batches in the model at a time.
         max_batch_tokens: padded source tokens of one batch.
         max_queue_tokens: source tokens that may wait.
+        max_queue_seconds: an interactive sentence that would wait longer is turned away.
         batch_lane_max_wait: seconds after which a batch-lane sentence may go before interactive ones.
         observer: told of batches, for metrics.
     """
@@ -99,12 +100,14 @@ class Batcher:
         max_queue_tokens: int,
         batch_lane_max_wait: float = 2.0,
         observer: Observer | None = None,
+        max_queue_seconds: float = math.inf,
     ) -> None:
         self._workers = workers
         self._max_batch_tokens = max_batch_tokens
         self._max_queue_tokens = max_queue_tokens
         self._batch_lane_max_wait = batch_lane_max_wait
         self._observer = observer or Observer()
+        self._max_queue_seconds = max_queue_seconds
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="translate")
         # Insertion order is arrival order; a dict used as an ordered set drops any member in O(1).
         self._lanes: dict[_Key, tuple[dict[Request, None], dict[Request, None]]] = {}
@@ -134,12 +137,15 @@ class Batcher:
         batch: Iterable[Sequence[int]],
         lane: Lane = Lane.INTERACTIVE,
         deadline: float | None = None,
+        *,
+        second_try: bool = False,
     ) -> list[Request]:
         """Queue sentences, all or none.
 
         Args:
             batch: source token ids of each sentence.
             deadline: ``time.monotonic()`` after which an answer is worthless.
+            second_try: these sentences were admitted before; the bound on the wait is not for them.
 
         Returns:
             One request each; ``request.future`` resolves to an ``Output`` or raises DeadlineExceeded,
@@ -156,6 +162,12 @@ class Batcher:
         if not self._fits(cost, lane):
             raise Overloaded(
                 f"the queue is full: {self.queued_tokens} of {self._max_queue_tokens} tokens are waiting",
+                retry_after=self.estimated_wait(),
+            )
+        wait = self._interactive_wait()
+        if lane is Lane.INTERACTIVE and not second_try and wait > self._max_queue_seconds:
+            raise Overloaded(
+                f"a new comment would wait {wait:.1f} s; the limit is {self._max_queue_seconds:g} s",
                 retry_after=self.estimated_wait(),
             )
         loop = asyncio.get_running_loop()
@@ -234,6 +246,12 @@ class Batcher:
         self._fail_queue(Unavailable("the server is shutting down"))  # never started: nobody translates it
         # On a thread: one that a cancelled worker left behind must not hold up the event loop.
         await asyncio.get_running_loop().run_in_executor(None, self._pool.shutdown)
+
+    def _interactive_wait(self) -> float:
+        """Seconds until an interactive sentence that comes now would be taken, from the recent rate; 0 if unknown."""
+        if not self._tokens_per_second:
+            return 0.0
+        return self._queued_tokens[Lane.INTERACTIVE] / self._tokens_per_second
 
     # Queue
 

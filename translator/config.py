@@ -109,6 +109,12 @@ class Settings(BaseSettings):
     max_queue_tokens: int = Field(
         65_536, ge=16, description="Source tokens that may wait; past it calls get RESOURCE_EXHAUSTED."
     )
+    max_queue_seconds: float = Field(
+        3.0,
+        gt=0,
+        description="Interactive calls that would wait longer get RESOURCE_EXHAUSTED at once; this bounds latency "
+        "on any machine, where a number of tokens must be tuned.",
+    )
     batch_lane_max_wait_seconds: float = Field(
         2.0, ge=0, description="After this wait sentences of the batch lane get their turn before interactive ones."
     )

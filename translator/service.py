@@ -215,6 +215,7 @@ class Translator:
             settings.max_queue_tokens,
             settings.batch_lane_max_wait_seconds,
             self._observer,
+            settings.max_queue_seconds,
         )
         self._batcher.start()
         try:
@@ -658,7 +659,7 @@ class Translator:
                 await self.batcher.wait_for_room(sum(map(len, batch)), Lane.BATCH)
             lane, deadline = requests[0].lane, requests[0].deadline
             try:
-                requests[:] = self.batcher.submit(model, self._safer, batch, lane, deadline)
+                requests[:] = self.batcher.submit(model, self._safer, batch, lane, deadline, second_try=True)
             except (Overloaded, Unavailable):
                 self._observer.on_unfit(pair, problem, False)
                 return Entry(entry.text, problem)  # not stored: there was no second try

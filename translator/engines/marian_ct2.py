@@ -9,12 +9,14 @@ of its own: the server keeps neither torch's memory nor its import time.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +31,9 @@ from translator.registry import SHORTLIST, ModelFolder
 from translator.vocabulary import EOS, PAD, Vocabulary
 
 log = logging.getLogger(__name__)
+
+# Niceness of the threads that compute, above the process' own.
+MODEL_NICENESS = 3
 
 # Marian's decoder starts from a zero vector, and the converter takes that for granted: it drops <pad>, whose row
 # transformers starts from. A model trained with transformers may have put something there; without it the first word,
@@ -152,6 +157,15 @@ def stored_type(compute_type: str) -> str:
     return "int8" if compute_type.startswith("int8") else compute_type
 
 
+def _yield_to_others() -> None:
+    """Lower the priority of this thread and, since threads inherit it, of those that CTranslate2 is about to start.
+
+    Under overload the event loop must still get to answer; with processor time to spare nothing changes.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # only Linux has a priority for each thread
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + MODEL_NICENESS)
+
+
 class Ct2Model:
     """One direction on CTranslate2. ``generate`` may run on ``workers`` threads at a time.
 
@@ -174,6 +188,7 @@ class Ct2Model:
         compute_type = choose_compute_type(compute_type, device)
         converted = convert(folder, stored_type(compute_type), cache_dir, cancelled)
         self._vocabulary = Vocabulary(folder.path, folder.target_prefix)
+        _yield_to_others()
         try:
             self._translator = ctranslate2.Translator(
                 str(converted),
