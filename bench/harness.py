@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, Self
@@ -288,11 +289,13 @@ class Run:
         latencies: of the calls that succeeded.
         codes: number of calls by status code.
         seconds: from the first call to the end of the last.
+        sending_seconds: from the start of the first call to the start of the last.
     """
 
     latencies: list[float]
     codes: dict[str, int]
     seconds: float
+    sending_seconds: float
 
     @property
     def calls(self) -> int:
@@ -375,7 +378,10 @@ def parse_ghz(report: JsonObject) -> Run:
     details: list[JsonObject] = report.get("details") or []
     codes = Counter(_code(detail) for detail in details)
     latencies = [detail["latency"] / 1e9 for detail in details if _code(detail) == "OK"]
-    return Run(latencies, dict(codes), report.get("total", 0) / 1e9)
+    # ghz notes the end of each call.
+    starts = [datetime.fromisoformat(d["timestamp"]).timestamp() - d["latency"] / 1e9 for d in details]
+    sending = max(starts) - min(starts) if starts else 0.0
+    return Run(latencies, dict(codes), report.get("total", 0) / 1e9, sending)
 
 
 def _code(detail: JsonObject) -> str:

@@ -232,26 +232,32 @@ class LoadTest:
     def _overload(self, server: Server, capacity: float, unloaded_p99: float) -> JsonObject:
         """Ten times the capacity: what is accepted, how fast, what the others are told, and the memory meanwhile."""
         rate = round(10 * capacity)
-        memory = [server.resident_bytes()]
+        started = time.monotonic()
+        memory = [(0.0, server.resident_bytes())]
         refusals = Refusals(server.address)
         done = threading.Event()
 
         def watch() -> None:
             while not done.wait(0.25):
-                memory.append(server.resident_bytes())
+                memory.append((time.monotonic() - started, server.resident_bytes()))
+
+        def probe() -> None:
+            while not done.wait(0.1):
                 refusals.probe()
 
-        watcher = threading.Thread(target=watch)
-        watcher.start()
+        watchers = [threading.Thread(target=watch), threading.Thread(target=probe)]
+        for watcher in watchers:
+            watcher.start()
         try:
             with progress(f"overload, {rate} calls/s"):
                 run = self._at_rate(server, rate, self._plan.overload_seconds)
         finally:
             done.set()
-            watcher.join()
+            for watcher in watchers:
+                watcher.join()
         return {
             "offered": rate,
-            "offered_in_fact": run.calls / run.seconds,
+            "offered_in_fact": run.calls / max(run.sending_seconds, 1e-3),
             "accepted": len(run.latencies),
             "accepted_per_second": run.rate,
             "codes": run.codes,
@@ -261,8 +267,8 @@ class LoadTest:
             "p99_ratio": run.latency(0.99) / unloaded_p99,
             "refusals_seen": refusals.seen,
             "refusals_with_retry_info": refusals.with_retry_info,
-            "memory_before": memory[0],
-            "memory_peak": max(memory),
+            "memory_before": memory[0][1],
+            "memory_peak": max(size for _, size in memory),
             "memory": memory,
         }
 

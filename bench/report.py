@@ -201,8 +201,8 @@ def load_figure(result: JsonObject) -> Any:
     open_loop.yaxis.set_major_formatter(mpl.ticker.StrMethodFormatter("{x:,.0f}"))
     open_loop.legend(fontsize=9)
     overload = result["overload"]
-    samples = [value / 2**20 for value in overload["memory"]]
-    memory.plot([0.25 * i for i in range(len(samples))], samples, color=COLORS["distinct cold"])
+    samples = [size / 2**20 for _, size in overload["memory"]]
+    memory.plot([moment for moment, _ in overload["memory"]], samples, color=COLORS["distinct cold"])
     refused = share(overload["codes"].get("ResourceExhausted", 0) / max(1, sum(overload["codes"].values())))
     memory.set(
         title=f"Ten times the capacity: {refused} refused, p99 {milliseconds(overload['p99'])} ms",

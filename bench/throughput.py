@@ -64,7 +64,7 @@ from translator.service import Translator
 from translator.vocabulary import Vocabulary
 
 CALLERS = 64
-WARM_COMMENTS = 1000
+WARM_COMMENTS = 300
 # Sentences of one offline batch: larger ones were no faster.
 OFFLINE_BATCH = 32
 METHOD = (
@@ -190,7 +190,7 @@ class Offline:
                 intra_threads=1,
             )
         started = time.perf_counter()
-        done = self._work(self._batches(512, 0))
+        done = self._work(self._batches(128, 0))
         self._rate = done / (time.perf_counter() - started)
 
     @property
@@ -199,7 +199,7 @@ class Offline:
 
     def measure(self, seconds: float) -> Measured:
         # As many sentences as should fill the time, drawn anew each round.
-        batches = self._batches(max(512, round(self._rate * seconds)), time.monotonic_ns())
+        batches = self._batches(max(128, round(self._rate * seconds)), time.monotonic_ns())
         started = time.perf_counter()
         done = self._work(batches)
         took = time.perf_counter() - started
@@ -501,7 +501,7 @@ def main() -> int:
     """Run it and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=8.0, help="of each run")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of each run")
     parser.add_argument("--libretranslate", type=Path, metavar="PROGRAM", help="LibreTranslate in a .venv of its own")
     parser.add_argument("--only", choices=("embedded", "opus-sized"), help="one of the two models")
     parser.add_argument("--name", default="throughput", help="name of the files in bench/results/")
@@ -512,20 +512,22 @@ def main() -> int:
         "opus-sized": lambda: opus_sized(ROOT / "build" / "bench"),
     }
     result: JsonObject = {"machine": machine(), "method": METHOD, "models": {}}
-    try:
-        for name, make in makers.items():
-            if arguments.only in (None, name):
-                weights = make()
-                result["models"][weights.title] = compare(
-                    weights, arguments.libretranslate, arguments.rounds, arguments.seconds
-                )
-    except BenchError as error:
-        print(f"bench.throughput: {error}", file=sys.stderr)
-        return 1
-    RESULTS.mkdir(exist_ok=True)
     target = RESULTS / arguments.name
-    target.with_suffix(".json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    report.write_throughput(result, target)
+    RESULTS.mkdir(exist_ok=True)
+    for name, make in makers.items():
+        if arguments.only not in (None, name):
+            continue
+        try:
+            weights = make()
+            compared = compare(weights, arguments.libretranslate, arguments.rounds, arguments.seconds)
+        except BenchError as error:
+            print(f"bench.throughput: {error}", file=sys.stderr)
+            return 1
+        # Written after each model: the second one takes minutes.
+        result["models"][weights.title] = compared
+        text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+        target.with_suffix(".json").write_text(text, encoding="utf-8")
+        report.write_throughput(result, target)
     print(report.throughput_markdown(result))
     print(f"written: {target}.md, .json, .png, .html", file=sys.stderr)
     return 0

@@ -46,15 +46,20 @@ def test_ghz_report_counts_accepted_and_refused_apart() -> None:
         {
             "total": 2_000_000_000,
             "details": [
-                {"latency": 10_000_000, "status": "OK", "error": ""},
-                {"latency": 30_000_000, "status": "OK", "error": ""},
-                {"latency": 1_000_000, "status": "", "error": "rpc error: code = ResourceExhausted desc = full"},
-                {"latency": 0, "status": "Unavailable", "error": "x"},
+                {"timestamp": "2026-01-01T00:00:00.010000000Z", "latency": 10_000_000, "status": "OK", "error": ""},
+                {"timestamp": "2026-01-01T00:00:01.530000000Z", "latency": 30_000_000, "status": "OK", "error": ""},
+                {
+                    "timestamp": "2026-01-01T00:00:01Z",
+                    "latency": 1_000_000,
+                    "status": "",
+                    "error": "rpc error: code = ResourceExhausted desc = full",
+                },
+                {"timestamp": "2026-01-01T00:00:01Z", "latency": 0, "status": "Unavailable", "error": "x"},
             ],
         }
     )
     assert run.codes == {"OK": 2, "ResourceExhausted": 1, "Unavailable": 1}
-    assert (run.calls, run.rate, run.latency(0.99)) == (4, 1.0, 0.03)
+    assert (run.calls, run.rate, run.latency(0.99), run.sending_seconds) == (4, 1.0, 0.03, pytest.approx(1.5))
 
 
 def test_ghz_report_of_nothing() -> None:
