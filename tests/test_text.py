@@ -287,6 +287,21 @@ def test_figures_are_checked() -> None:
     assert [p if isinstance(p, str) else p.text for p in sentence.split()] == ["一共花了", "1299", "块"]
 
 
+def test_words_of_a_sentence_are_masked_where_they_stand() -> None:
+    """Terms, and figures that a translation must repeat, belong to the sentence even at its edge."""
+    terms = (Term("小红书", "RedNote"),)
+    (sentence,) = segment("小红书花了1299", "zh-Hans", "en", placeholders=PLACEHOLDERS, terms=terms)
+    assert isinstance(sentence, Sentence)
+    assert sentence.text == "\ue000花了\ue001"
+    assert sentence.restore("\ue000 cost \ue001.") == "RedNote cost 1299."
+    assert segment("1299", "zh-Hans", "en", placeholders=PLACEHOLDERS) == ["1299"]
+    comment = "，".join(f"花了{n}块" for n in range(1000, 1040))
+    parts = segment(comment, "zh-Hans", "en", placeholders=PLACEHOLDERS)
+    numbers = [str(n) for n in range(1000, 1040)]
+    assert [span.target for part in parts if isinstance(part, Sentence) for span in part.spans] == numbers
+    assert occurs_in_order(numbers, translate(comment, "zh-Hans", "en", lambda text: text.replace("\ue003", "")))
+
+
 def test_glossary_terms_are_forced() -> None:
     terms = (Term("小红书", "RedNote"), Term("红书", "wrong"), Term("iPhone", "苹果"))
     comment = "小红书上看到的，小红书真好"

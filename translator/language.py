@@ -179,7 +179,8 @@ def _latin(words: list[str]) -> tuple[str, float]:
     joined = " ".join(words)
     votes: Counter[str] = Counter()
     english = 0
-    for word in set(words):
+    unique = set(words)
+    for word in unique:
         languages = _languages_of(word)
         is_english = EN in languages or glossary.is_english_slang(word)
         english += is_english
@@ -190,7 +191,7 @@ def _latin(words: list[str]) -> tuple[str, float]:
     if _is_pinyin(words, english, pinyin_votes):
         return ZH_LATN, 0.8
     if joined.isascii() and not votes:
-        return EN, _english_certainty(english / len(words), len(words))
+        return EN, _english_certainty(english / len(unique), len(words))
     for language, letters in _LETTERS:
         if letters.search(joined):
             votes[language] += 1
@@ -199,7 +200,7 @@ def _latin(words: list[str]) -> tuple[str, float]:
     # English needs no proof but the absence of others: most of its words are not in the table.
     if best > 2 * english and (best >= 2 or not joined.isascii()):
         return other, round(min(0.95, 0.5 + 0.5 * (best / 2 - english) / len(words)), 3)
-    return EN, _english_certainty(english / len(words), len(words))
+    return EN, _english_certainty(english / len(unique), len(words))
 
 
 def _english_certainty(known_share: float, words: int) -> float:

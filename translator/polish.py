@@ -163,6 +163,14 @@ _SLANG_FIGURE = regex.compile(r"6{3,}|23{2,}|5{3,}|996|10086|520|1314|8{2,}|9{2,
 _CONVERTED = regex.compile(r"\d\s?(?:[万亿千百wWkK斤折里尺寸]|lb|mile|ft|feet|inch|million|thousand)")
 
 
+def kept_figures(text: str, target: str) -> list[regex.Match[str]]:
+    """Where the figures stand that a translation must repeat as they are."""
+    if not _DIGITS.search(text):
+        return []
+    found = _KEPT["en" if target == "en" else "zh"].finditer(text)
+    return [match for match in found if not _SLANG_FIGURE.fullmatch(match.group())]
+
+
 def figures(text: str) -> list[str]:
     """The figures of a sentence, in order; of one digit only if there are no longer ones."""
     found = [match.group() for match in _NUMBER.finditer(text)]
@@ -177,9 +185,8 @@ def keeps_figures(text: str, translation: str, target: str) -> bool:
     if not any(map(str.isdigit, text)):
         return True
     ours, theirs = _atoms(text), _atoms(translation)
-    for match in _KEPT["en" if target == "en" else "zh"].finditer(text):
-        if not _SLANG_FIGURE.fullmatch(match.group()) and not _atoms(match.group()) <= theirs:
-            return False
+    if any(not _atoms(match.group()) <= theirs for match in kept_figures(text, target)):
+        return False
     missing, new = ours - theirs, theirs - ours
     if not missing or not new or _CONVERTED.search(text):
         return True

@@ -16,6 +16,9 @@ from translator.spans import PLACEHOLDERS, Kind, scan
 
 # Stands for any span while a comment is cut up; text that holds it is itself a span.
 _SLOT = PLACEHOLDERS[0]
+# Stands for a span that is a word of its sentence (a term, a figure): never cut off at the edge.
+_WORD_SLOT = PLACEHOLDERS[1]
+_SLOTS = regex.compile(f"[{_SLOT}{_WORD_SLOT}]")
 _CLAUSE_KINDS = frozenset({Kind.EMOJI, Kind.KAOMOJI, Kind.STICKER, Kind.SYMBOL})
 
 # Runs in the target language. English inside Chinese: three words or more (fewer are loan words
@@ -43,7 +46,8 @@ def mask(text: str, source: str, target: str, placeholders: bool, terms: tuple[T
     for i, (start, end, hits) in enumerate(_gaps(text, terms)):
         at = start
         for hit in hits:
-            skeleton += (_mask_target(text[at : hit.start], source, target, placeholders, spans), _SLOT)
+            slot = _WORD_SLOT if placeholders else _SLOT
+            skeleton += (_mask_target(text[at : hit.start], source, target, placeholders, spans), slot)
             spans.append(Span(text[hit.start : hit.end], hit.term.target, Kind.TERM))
             at = hit.end
         skeleton.append(_mask_target(text[at:end], source, target, placeholders, spans))
@@ -95,7 +99,16 @@ def _mask_target(gap: str, source: str, target: str, placeholders: bool, spans: 
             spans.append(Span(run, run, Kind.CLAUSE))
             out += (_SLOT, _mask_target(piece, source, target, placeholders, spans))
         return "".join(out)
-    return (_ENGLISH_RUN if target == "en" else han).sub(replace, gap)
+    pattern = _ENGLISH_RUN if target == "en" else han
+    if not placeholders:
+        return pattern.sub(replace, gap)
+    # Models that know placeholders have learnt them for figures too, and copy them more surely than digits.
+    out, at = [], 0
+    for figure in polish.kept_figures(gap, target):
+        out += (pattern.sub(replace, gap[at : figure.start()]), _WORD_SLOT)
+        spans.append(Span(figure.group(), figure.group(), Kind.NUMBER))
+        at = figure.end()
+    return "".join([*out, pattern.sub(replace, gap[at:])])
 
 
 _MARKER = regex.compile(
@@ -129,7 +142,7 @@ _FIRST_CLAUSE = regex.compile(r"[^，,、！!。？?\s]{1,12}[，,]\s*+(?=\S)")
 _MARKS = r"，,：:、；;。.！!？?~～"
 _HEAD = regex.compile(rf"[\s{_SLOT}]*{_SLOT}[\s{_MARKS}]*|\s+")
 _TAIL = regex.compile(rf"(?:\s*{_SLOT}[\s{_SLOT}{_MARKS}…]*+|\s++)$")
-_INNER = regex.compile(rf"\s*+{_SLOT}[\s{_SLOT}]*+(?:(?<={_SLOT})[{_MARKS}]++\s*+)?")
+_INNER = regex.compile(rf"{_WORD_SLOT}|\s*+{_SLOT}[\s{_SLOT}]*+(?:(?<={_SLOT})[{_MARKS}]++\s*+)?")
 
 
 def _weight(piece: str) -> int:
@@ -177,7 +190,7 @@ class Cutter:
             return
         if self._changes_language:
             piece = polish.punctuation(piece, self._target)
-        head, *tails = piece.split(_SLOT)
+        head, *tails = _SLOTS.split(piece)
         whole = head + "".join([self._take().target + tail for tail in tails])
         if self._open:
             self.parts[-1] = str(self.parts[-1]) + whole
@@ -241,6 +254,12 @@ class Cutter:
         """Cut a sentence at the slots that cannot stay inside, then at its length."""
         at, held = 0, 0
         for match in _INNER.finditer(body):
+            if match.group() == _WORD_SLOT:
+                if held == self._placeholders:  # the sentence is full
+                    self._pieces(body[at : match.start()])
+                    at, held = match.start(), 0
+                held += 1
+                continue
             count = match.group().count(_SLOT)
             kinds = {span.kind for span in self._spans[self._next + held : self._next + held + count]}
             if held + count <= self._placeholders and not (kinds <= _CLAUSE_KINDS and _ends_clause(body, at, match)):
@@ -282,7 +301,7 @@ class Cutter:
         if self._changes_language:
             if self._source == ZH_HANT:
                 text = convert_script(text, ZH_HANS)  # what the models and the lexicon read
-            if self._slang and _SLOT not in text and (found := _rendering(text, self._direction)):
+            if self._slang and not _SLOTS.search(text) and (found := _rendering(text, self._direction)):
                 self._translated(found, trail)
                 return
             # "滴滴，纯聊天": slang for a first clause. English has too many words that are slang only alone.
@@ -296,7 +315,7 @@ class Cutter:
             self.literal(core)
             self._edge(trail)
             return
-        spans = [self._take() for _ in range(core.count(_SLOT))]
+        spans = [self._take() for _ in _SLOTS.findall(core)]
         original = _fill(core, [span.source for span in spans])
         text = _fill(text, PLACEHOLDERS)
         if self._changes_language:
@@ -305,7 +324,7 @@ class Cutter:
 
 
 def _fill(skeleton: str, values: Sequence[str]) -> str:
-    head, *tails = skeleton.split(_SLOT)
+    head, *tails = _SLOTS.split(skeleton)
     return head + "".join(value + tail for value, tail in zip(values, tails, strict=False))
 
 

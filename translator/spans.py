@@ -31,7 +31,8 @@ class Kind(StrEnum):
     SYMBOL = "symbol"
     CLAUSE = "clause"  # already in the target language
     TERM = "term"  # glossary
-    FIGURE = "figure"  # left in the text, but checked
+    NUMBER = "number"  # a figure that the model does not see
+    FIGURE = "figure"  # one that it sees; what it makes of it is checked
 
 
 class Found(NamedTuple):
