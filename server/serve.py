@@ -74,6 +74,7 @@ class Server:
             ],
         )
         self._watch: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
         self._exporter: tuple[object, object] | None = None
 
     async def start(self) -> None:
@@ -121,13 +122,19 @@ class Server:
         """Say NOT_SERVING, refuse new calls, finish what was accepted, then stop.
 
         Args:
-            grace: seconds that calls in flight have; by default the settings' ``drain_seconds``.
+            grace: seconds that calls in flight have; by default the settings' ``drain_seconds``. Who calls while the
+                server is stopping waits for that stop.
         """
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._stop(self.settings.drain_seconds if grace is None else grace))
+        # grpc's own stop must run once and to its end: cut off or called twice, it takes the process with it.
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self, grace: float) -> None:
         if self._watch:
             self._watch.cancel()
         await self._health.enter_graceful_shutdown()
         self._servicer.drain()
-        grace = self.settings.drain_seconds if grace is None else grace
         end = monotonic() + grace
         # grpc cancels what has arrived but has not reached a handler, and clients do not try again after CANCELLED.
         # So the backlog is let in first; who comes after it is told to go elsewhere.

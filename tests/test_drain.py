@@ -79,7 +79,7 @@ async def test_new_calls_are_refused_while_draining(start_server: StartServer) -
     running = await start_server()
     calls = await hold_calls(running, 3)
     stopping = asyncio.create_task(running.server.stop(PATIENCE))
-    await asyncio.sleep(0.05)
+    await until(lambda: running.server._calls._refusing)
     async with grpc.aio.insecure_channel(running.address) as late:
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await pb_grpc.TranslationServiceStub(late).TranslateText(request("晚了"), timeout=PATIENCE)
@@ -97,6 +97,20 @@ async def test_after_the_grace_calls_are_cut_off_and_the_server_stops(start_serv
     assert {type(outcome) for outcome in outcomes} == {grpc.aio.AioRpcError}
     running.zh_en.release()
     await asyncio.wait_for(stopping, PATIENCE)
+
+
+async def test_stopping_twice_or_being_cut_off_while_stopping_is_harmless(start_server: StartServer) -> None:
+    """grpc's own stop, cancelled and called again, crashes the process."""
+    running = await start_server()
+    calls = await hold_calls(running, 5)
+    first = asyncio.create_task(running.server.stop(PATIENCE))
+    await until(lambda: running.server._calls._refusing)
+    second = asyncio.create_task(running.server.stop(0))
+    first.cancel()
+    running.zh_en.release()
+    assert len(await asyncio.wait_for(asyncio.gather(*calls), PATIENCE)) == 5
+    await asyncio.wait_for(second, PATIENCE)
+    await asyncio.wait_for(running.server.stop(), PATIENCE)
 
 
 async def test_a_draining_stream_answers_what_was_read_and_ends_with_unavailable(start_server: StartServer) -> None:
@@ -217,7 +231,9 @@ def address_in(line: str) -> str:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_under_load_loses_no_accepted_call(launch: Launch, number: signal.Signals) -> None:
-    process: Process = await launch("--log-level", "debug", "--max-batch-tokens", "64", "--workers", "1")
+    process: Process = await launch(
+        "--log-level", "debug", "--max-batch-tokens", "64", "--workers", "1", "--max-queue-seconds", "1000"
+    )
     address = address_in(await process.line('"serving"'))
     sentences = chinese_sentences(400)
     async with grpc.aio.insecure_channel(address) as channel:
