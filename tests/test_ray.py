@@ -26,16 +26,25 @@ WORDS = ["今天天气真好", "这家店的奶茶绝了", "我喜欢你", "谢�
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster() -> Iterator[None]:
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, object_store_memory=200 * 2**20)
+    ray.init(
+        num_cpus=3,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=200 * 2**20,
+        _system_config={"worker_niceness": 0},  # by default workers starve on a busy machine
+    )
     yield
     ray.shutdown()
 
 
 def run(source: Path, output: Path, cache_dir: Path, **options: Any) -> RaySummary:
+    """Without the guard: how good the embedded model is does not matter here."""
     details = options.pop("details", False)
     columns = ExportOptions(("text",), "en", details=details).resolve()
     given: dict[str, Any] = {"num_workers": 2, "batch_rows": 50} | options
-    return ray_job.run(str(source), str(output), RayOptions(columns, "en", **given), make_settings(cache_dir=cache_dir))
+    return ray_job.run(
+        str(source), str(output), RayOptions(columns, "en", **given), make_settings(cache_dir=cache_dir, guard=False)
+    )
 
 
 def parts(output: Path) -> list[Path]:
@@ -83,7 +92,7 @@ def test_jsonl(tmp_path: Path, cache_dir: Path) -> None:
     lines = [json.dumps({"text": f"{WORDS[i % 6]}\u2028", "n": 1.50}, ensure_ascii=False) for i in range(100)]
     lines[7] = '{"text": '
     source.write_text("\n".join(lines), "utf-8")
-    summary = run(source, output, cache_dir, keep_order=True, details=True)
+    summary = run(source, output, cache_dir, keep_order=True, details=True, num_workers=1)
     assert (summary.counts.rows, summary.counts.failed) == (100, 1)
     found = [line for path in parts(output) for line in path.read_text("utf-8").split("\n")[:-1]]
     assert found[7] == lines[7]
