@@ -13,7 +13,8 @@ Language codes are BCP-47, case-insensitive, "_" equals "-":
 Errors: every call that fails carries exactly one google.rpc.ErrorInfo whose `reason` is an
 UPPER_SNAKE word and whose `domain` is "comment-translate". INVALID_ARGUMENT adds google.rpc.BadRequest,
 which names the field and the limit; RESOURCE_EXHAUSTED and UNAVAILABLE add google.rpc.RetryInfo.
-One bad item never fails its neighbours: its own `status` says what happened to it.
+One bad item never fails its neighbours: its own `status` says what happened to it. Only what gRPC itself refuses
+(a message over max_message_bytes: RESOURCE_EXHAUSTED, an unknown method: UNIMPLEMENTED) comes without ErrorInfo.
 
 The import google/rpc/status.proto comes with googleapis-common-protos (Python), google.golang.org/genproto (Go),
 proto-google-common-protos (Java) and google-proto-files (npm).
