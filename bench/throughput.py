@@ -460,6 +460,9 @@ def contestants_of(weights: Weights, libretranslate: Path | None) -> dict[str, C
         "ours cold": Ours(weights, warm=False),
         "ours warm": Ours(weights, warm=True),
     }
+    if "--no-guard" not in weights.flags:
+        # Neither LibreTranslate nor the offline run checks its output, or tries again.
+        found["ours cold, no guard"] = Ours(weights, False, ("--no-guard",))
     if has_shortlist:
         found["CTranslate2 offline, sorted, shortlist"] = Offline(weights, shortlist=True)
         found["ours cold, no shortlist"] = Ours(weights, False, ("--no-shortlist",))
