@@ -195,16 +195,13 @@ def mask_shared(source: str, target: str, rng: random.Random, share: float = 0.7
 
 
 def insert_symbols(source: str, target: str, rng: random.Random) -> Pair:
-    """Put a placeholder where the position is certain: before or after the whole sentence."""
+    """Put placeholders where their place is certain: before or after the whole sentence."""
     glue = rng.choice(("", " "))
-    symbol = PLACEHOLDERS[0]
     if rng.random() < 0.25:
-        return f"{symbol}{glue}{source}", f"{symbol} {target}" if _LATIN.search(target) else (
-            f"{symbol}{glue}{target}"
-        )
-    count = rng.choice((1, 1, 1, 2))
-    tail = "".join(PLACEHOLDERS[:count])
-    return f"{source}{glue}{tail}", f"{target}{glue}{tail}"
+        head = PLACEHOLDERS[0] + glue
+        return head + source, head + target
+    tail = glue + "".join(PLACEHOLDERS[: rng.choice((1, 1, 1, 2))])
+    return source + tail, target + tail
 
 
 def add_emoji(source: str, target: str, rng: random.Random) -> Pair:

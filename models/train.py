@@ -79,6 +79,7 @@ def train(args: argparse.Namespace) -> None:
         negatives=args.negatives if args.negatives is not None else (0 if gpu else 1000),
         learning_rate=args.learning_rate or (7e-4 if gpu else 6e-4),
         curriculum=0 if args.start else args.steps // 10,
+        every=args.every,
         save_every=args.save_every,
         score_every=args.score_every,
         patience=args.patience,
@@ -265,6 +266,7 @@ def _parser() -> argparse.ArgumentParser:
     add.add_argument("--negatives", type=int, help="of the sampled softmax; 0 = whole vocabulary")
     add.add_argument("--save-every", type=int, default=200, help="updates between checkpoints")
     add.add_argument("--weights", help="JSON, copies of each source a round: '{\"comments\": 1}'")
+    add.add_argument("--every", type=int, default=200, help="updates between validations")
     add.add_argument("--score-every", type=int, default=1000, help="updates between BLEU and chrF")
     add.add_argument("--patience", type=int, default=10, help="stop early; 0 = never")
 
