@@ -6,7 +6,7 @@ TOOLS := $(CURDIR)/.tools
 PROTO := proto/translator/v1/translation.proto
 GENERATED := translator/v1
 
-.PHONY: help setup run test lint format client tools load bench fuzz docs clean proto proto-check
+.PHONY: help setup run test lint format client tools load bench train fuzz docs clean proto proto-check
 
 .DEFAULT_GOAL := help
 
@@ -60,8 +60,18 @@ $(TOOLS)/.ghz-$(GHZ_VERSION) $(TOOLS)/.grpcurl-$(GRPCURL_VERSION):
 load: setup tools ## load test with ghz into bench/results/ (ARGS=--quick: a smoke run)
 	@$(BIN)/python -m bench.load $(ARGS)
 
-bench: setup ## throughput side by side: plain transformers server, LibreTranslate, CTranslate2, ours
+bench: setup tools ## throughput side by side: plain transformers server, LibreTranslate, CTranslate2, ours
 	@$(BIN)/python -m bench.throughput $(ARGS)
+
+RUNS := build/train
+
+train: setup ## train both embedded models from models/data into build/train (resumes; ARGS='--device cuda ...')
+	$(BIN)/python models/train.py prepare --data models/data --out $(RUNS)/data
+	for pair in zh-en en-zh; do \
+	  $(BIN)/python models/train.py train --data $(RUNS)/data --pair $$pair --out $(RUNS)/$$pair $(ARGS) && \
+	  $(BIN)/python models/train.py export --run $(RUNS)/$$pair --pair $$pair --out $(RUNS)/model/$$pair || exit 1; \
+	done
+	@echo "Serve them: comment-translate serve --model zh-en=$(RUNS)/model/zh-en,en-zh=$(RUNS)/model/en-zh"
 
 fuzz: setup ## a million generated comments through mask and restore (ARGS='--count 10000': fewer)
 	@$(BIN)/python tests/fuzz_text.py $(ARGS)

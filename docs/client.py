@@ -30,9 +30,7 @@ def main() -> int:
 
     with grpc.insecure_channel(arguments.server, options=[("grpc.service_config", RETRY)]) as channel:
         service = pb_grpc.TranslationServiceStub(channel)
-        request = pb.TranslateTextRequest(
-            contents=arguments.comments or SAMPLES, target_language_code=arguments.to
-        )
+        request = pb.TranslateTextRequest(contents=arguments.comments or SAMPLES, target_language_code=arguments.to)
         try:
             response = service.TranslateText(request, timeout=10)
         except grpc.RpcError as error:

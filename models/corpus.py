@@ -41,9 +41,7 @@ _HAN = re.compile(r"[\u3400-\u9fff]")
 _LATIN = re.compile(r"[A-Za-z]")
 _FINAL = re.compile(r"[。．.!！?？~～…]+$")
 _STRETCH_ZH = re.compile(r"[啊哈呜嘻呵哇嗯哦噢喔耶嘿呀吧呢了](?=[，。！？~～…\s]|$)|哈哈+")
-_STRETCH_EN = re.compile(
-    r"\b(?:s(o)|n(o)|pl(e)ase|l(o)ve|y(e)s|w(o)w|h(e)y|r(e)ally|lo(l)|cut(e)|om(g))\b", re.I
-)
+_STRETCH_EN = re.compile(r"\b(?:s(o)|n(o)|pl(e)ase|l(o)ve|y(e)s|w(o)w|h(e)y|r(e)ally|lo(l)|cut(e)|om(g))\b", re.I)
 
 Pair = tuple[str, str]
 
@@ -206,9 +204,9 @@ def insert_symbols(source: str, target: str, rng: random.Random) -> Pair:
 
 def add_emoji(source: str, target: str, rng: random.Random) -> Pair:
     """Append the same emoji to both sides."""
-    tail = rng.choice((" ", "")) + rng.choice(
-        "😂🤣😭😍🥰😊🙏👍🔥💀❤😅🎉👏😢😎🤔✨💕🥺😱🙄"
-    ) * rng.choice((1, 1, 1, 2, 3))
+    tail = rng.choice((" ", "")) + rng.choice("😂🤣😭😍🥰😊🙏👍🔥💀❤😅🎉👏😢😎🤔✨💕🥺😱🙄") * rng.choice(
+        (1, 1, 1, 2, 3)
+    )
     return source + tail, target + tail
 
 
@@ -281,9 +279,7 @@ def join(pairs: list[Pair], target_is_english: bool, rng: random.Random) -> Pair
     return source, target
 
 
-def augment(
-    pair: str, source: str, target: str, rng: random.Random, to_hant: Callable[[str], str] | None
-) -> Pair:
+def augment(pair: str, source: str, target: str, rng: random.Random, to_hant: Callable[[str], str] | None) -> Pair:
     """One altered copy of a pair for the given direction.
 
     ``to_hant`` converts Simplified to Traditional Chinese; without it that alteration is left out.

@@ -25,9 +25,7 @@ def draw(logs: list[Path], out: Path) -> None:
         for name in [k.removesuffix("_loss") for k in steps[-1] if k.endswith("_loss")]:
             x = [record["step"] for record in steps]
             (line,) = axis.plot(x, [record[f"{name}_loss"] for record in steps], label=name)
-            axis.plot(
-                x, [record[f"{name}_shuffled"] for record in steps], ":", color=line.get_color()
-            )
+            axis.plot(x, [record[f"{name}_shuffled"] for record in steps], ":", color=line.get_color())
         axis.set(title=log.parent.name, xlabel="updates", ylabel="nats per piece")
         axis.grid(alpha=0.3)
         axis.legend(title="held-out set (dotted: shuffled source)", fontsize=7, title_fontsize=7)

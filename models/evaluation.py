@@ -70,16 +70,12 @@ class Engine:
 
         with tempfile.TemporaryDirectory() as scratch:
             converted = Path(scratch) / "model"
-            TransformersConverter(str(folder)).convert(
-                str(converted), vmap=str(vmap) if vmap else None
-            )
+            TransformersConverter(str(folder)).convert(str(converted), vmap=str(vmap) if vmap else None)
             self._ct2 = ctranslate2.Translator(
                 str(converted), device="cpu", compute_type=compute_type, intra_threads=threads
             )
 
-    def translate(
-        self, texts: Sequence[str], *, beam_size: int = 1, max_batch_tokens: int = 2048
-    ) -> list[str]:
+    def translate(self, texts: Sequence[str], *, beam_size: int = 1, max_batch_tokens: int = 2048) -> list[str]:
         """Translate texts; the answer has the length and order of ``texts``."""
         pieces = [self._tokenizer.source_pieces(text) for text in texts]
         out = [""] * len(texts)

@@ -126,9 +126,7 @@ def _scaled_init(model: MarianMTModel) -> None:
                     nn.init.xavier_uniform_(parameter, gain=depth**-0.5)
 
 
-def semantic_embeddings(
-    data: Iterable[packed.Packed], vocab_size: int, width: int, seed: int = 1
-) -> Tensor:
+def semantic_embeddings(data: Iterable[packed.Packed], vocab_size: int, width: int, seed: int = 1) -> Tensor:
     """Piece vectors in which translations are neighbours, shape ``(vocab_size, width)``.
 
     Latent semantic indexing over sentence pairs (Littman, Dumais and Landauer 1998): pairs are
@@ -165,9 +163,7 @@ def semantic_embeddings(
     vectors = functional.normalize(vectors, dim=1)
     # Pieces that never occur get a random direction instead of zero.
     unseen = torch.from_numpy(np.bincount(piece, minlength=vocab_size) == 0)
-    vectors[unseen] = functional.normalize(
-        torch.randn(int(unseen.sum()), width, generator=generator), dim=1
-    )
+    vectors[unseen] = functional.normalize(torch.randn(int(unseen.sum()), width, generator=generator), dim=1)
     return vectors
 
 

@@ -169,9 +169,7 @@ def write_vocabulary(spm: Path) -> None:
     processor = sentencepiece.SentencePieceProcessor(model_file=str(spm))
     pieces = [processor.id_to_piece(i) for i in range(processor.get_piece_size())]
     vocabulary = {piece: i for i, piece in enumerate([*pieces, "<pad>"])}
-    spm.with_name("vocab.json").write_text(
-        json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8"
-    )
+    spm.with_name("vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
 
 
 class Tokenizer:
@@ -193,9 +191,7 @@ class Tokenizer:
         self._target = sentencepiece.SentencePieceProcessor(model_file=str(folder / "target.spm"))
         self._vocabulary = _read_vocabulary(folder / "vocab.json")
         separate = folder / "target_vocab.json"
-        self._target_vocabulary = (
-            _read_vocabulary(separate) if separate.is_file() else self._vocabulary
-        )
+        self._target_vocabulary = _read_vocabulary(separate) if separate.is_file() else self._vocabulary
         self._target_pieces = {i: piece for piece, i in self._target_vocabulary.items()}
         self.prefix = next((p for p in (">>cmn_Hans<<",) if p in self._vocabulary), None)
 
@@ -240,14 +236,10 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     return vocabulary
 
 
-def pack(
-    tokenizer: Tokenizer, pairs: Iterable[corpus.Pair], max_pieces: int | None = None
-) -> Packed:
+def pack(tokenizer: Tokenizer, pairs: Iterable[corpus.Pair], max_pieces: int | None = None) -> Packed:
     """Encode ``(source, target)`` texts; pairs with an empty or a too long side are left out."""
     ids = ((tokenizer.source_ids(source), tokenizer.target_ids(target)) for source, target in pairs)
-    return Packed.from_lists(
-        (s, t) for s, t in ids if s and t and (not max_pieces or max(len(s), len(t)) < max_pieces)
-    )
+    return Packed.from_lists((s, t) for s, t in ids if s and t and (not max_pieces or max(len(s), len(t)) < max_pieces))
 
 
 def load_sources(data: Path, pair: str) -> dict[str, Packed]:
@@ -268,9 +260,7 @@ def load_dev(data: Path, pair: str, limit: int) -> dict[str, Packed]:
     """The first ``limit`` pairs of each held-out set in a folder written by ``prepare``."""
     tokenizer = Tokenizer(data)
     return {
-        path.stem: pack(
-            tokenizer, (line.sides(pair) for line in list(corpus.read_lines(path))[:limit]), 256
-        )
+        path.stem: pack(tokenizer, (line.sides(pair) for line in list(corpus.read_lines(path))[:limit]), 256)
         for path in sorted((data / "dev").glob("*.tsv"))
     }
 
@@ -285,9 +275,7 @@ def _hant() -> Callable[[str], str] | None:
     return convert
 
 
-def _altered(
-    pair: str, pairs: list[corpus.Pair], copies: float, seed: int
-) -> Iterator[corpus.Pair]:
+def _altered(pair: str, pairs: list[corpus.Pair], copies: float, seed: int) -> Iterator[corpus.Pair]:
     """``copies`` altered versions of each pair on average, plus a joined text for every third."""
     rng = random.Random(f"{seed}/{pair}/{len(pairs)}")
     hant = _hant()
@@ -337,10 +325,7 @@ def prepare(
     for path in sorted((data / "dev").glob("*.tsv")):
         shutil.copyfile(path, out / "dev" / path.name)
     forbidden = corpus.held_out(data)
-    sources = {
-        corpus.source_name(path): list(corpus.clean(corpus.read_lines(path), forbidden))
-        for path in files
-    }
+    sources = {corpus.source_name(path): list(corpus.clean(corpus.read_lines(path), forbidden)) for path in files}
     everything = [line for lines in sources.values() for line in lines]
     spm = out / "source.spm"
     if tokenizer is None:
@@ -421,8 +406,7 @@ class Mixture:
         for index, (packed, weight) in enumerate(self._sources):
             whole, rest = divmod(weight, 1.0)
             picked = np.concatenate(
-                [np.arange(len(packed))] * int(whole)
-                + [rng.permutation(len(packed))[: int(rest * len(packed))]]
+                [np.arange(len(packed))] * int(whole) + [rng.permutation(len(packed))[: int(rest * len(packed))]]
             ).astype(np.int64)
             rows.append(np.stack([np.full_like(picked, index), picked], axis=1))
             lengths.append(packed.lengths[picked])

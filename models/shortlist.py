@@ -42,9 +42,7 @@ def build(
             target_count[there] += 1
             sources.append(np.repeat(here, len(there)))
             targets.append(np.tile(there, len(here)))
-    cell, count = np.unique(
-        np.concatenate(sources) * vocab_size + np.concatenate(targets), return_counts=True
-    )
+    cell, count = np.unique(np.concatenate(sources) * vocab_size + np.concatenate(targets), return_counts=True)
     source, target = cell // vocab_size, cell % vocab_size
     score = count.astype(np.float64) ** 2 / (source_count[source] * target_count[target])
     order = np.lexsort((-score, source))

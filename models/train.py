@@ -187,9 +187,7 @@ def evaluate(args: argparse.Namespace) -> None:
         threads=args.threads,
     )
     for path in args.files:
-        result, rows = evaluation.score(
-            engine, args.pair, path, beam_size=args.beam_size, limit=args.limit
-        )
+        result, rows = evaluation.score(engine, args.pair, path, beam_size=args.beam_size, limit=args.limit)
         print(json.dumps({"beam_size": args.beam_size, **dataclasses.asdict(result)}), flush=True)
         if args.show:
             for source, reference, output in rows[: args.show]:
@@ -209,9 +207,7 @@ def vmap(args: argparse.Namespace) -> None:
     # Documentation and interface strings add cells by the hundred million, and few that
     # comments use.
     chosen = [
-        data
-        for name, data in sources.items()
-        if training.WEIGHTS.get(name, 0.0) >= 0.1 and not name.endswith("+")
+        data for name, data in sources.items() if training.WEIGHTS.get(name, 0.0) >= 0.1 and not name.endswith("+")
     ]
     # CTranslate2 leaves <pad>, the last piece, out of the vocabulary.
     pieces = pieces[:-1]

@@ -155,9 +155,7 @@ class Run:
             options.smoothing,
         )
         self.mixtures = {
-            phase: packed.Mixture(
-                sources, weights, max_tokens=options.max_tokens, pad=self.pad, seed=options.seed
-            )
+            phase: packed.Mixture(sources, weights, max_tokens=options.max_tokens, pad=self.pad, seed=options.seed)
             for phase, weights in (("main", options.weights), ("last", options.last_weights))
             if phase == "main" or options.cooldown
         }
@@ -206,9 +204,7 @@ class Run:
             self.taken[phase] += 1
             longest = max(batch.source.shape[1], batch.target.shape[1])
             # Short pairs first: word order is learnt after what the words mean.
-            if self.step >= options.curriculum or longest <= 6 + 60 * self.step // (
-                options.curriculum
-            ):
+            if self.step >= options.curriculum or longest <= 6 + 60 * self.step // (options.curriculum):
                 yield batch
 
     def _update(self, batch: packed.Batch) -> tuple[Tensor, int]:
@@ -256,9 +252,7 @@ class Run:
                 self._export(Path(scratch), self._named(self.average))
                 engine = evaluation.Engine(Path(scratch), compute_type="float32")
                 for path in self.dev_files:
-                    result, _ = evaluation.score(
-                        engine, self.options.pair, path, limit=self.options.score_lines
-                    )
+                    result, _ = evaluation.score(engine, self.options.pair, path, limit=self.options.score_lines)
                     scores |= {f"{path.stem}_bleu": result.bleu, f"{path.stem}_chrf": result.chrf}
         return scores
 

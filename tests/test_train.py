@@ -48,9 +48,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = comment_rows(72)
     write_tsv(folder / "raw" / "train" / "comments.tsv", rows[:64])
     write_tsv(folder / "raw" / "dev" / "comments.tsv", rows[64:])
-    status = train.main(
-        ["prepare", "--data", str(folder / "raw"), "--out", str(folder), "--vocab-size", "900"]
-    )
+    status = train.main(["prepare", "--data", str(folder / "raw"), "--out", str(folder), "--vocab-size", "900"])
     assert status == 0
     return folder
 
@@ -104,11 +102,7 @@ def test_no_development_line_reaches_training_on_either_side(tmp_path: Path) -> 
     ]
     write_tsv(tmp_path / "train" / "comments.tsv", [*rows, *leaks])
     write_tsv(tmp_path / "dev" / "comments.tsv", [held])
-    kept = list(
-        corpus.clean(
-            corpus.read_lines(tmp_path / "train" / "comments.tsv"), corpus.held_out(tmp_path)
-        )
-    )
+    kept = list(corpus.clean(corpus.read_lines(tmp_path / "train" / "comments.tsv"), corpus.held_out(tmp_path)))
     assert len(kept) == len(rows)
 
 
@@ -129,9 +123,7 @@ def test_shared_spans_become_placeholders_in_source_order() -> None:
         def random(self) -> float:
             return 0.0
 
-    masked = corpus.mask_shared(
-        "看 https://a.b/c ，@小王 说 😂😂", "@小王 says 😂😂 https://a.b/c", Always()
-    )
+    masked = corpus.mask_shared("看 https://a.b/c ，@小王 说 😂😂", "@小王 says 😂😂 https://a.b/c", Always())
     assert masked == ("看 \ue000 ，\ue001 说 \ue002", "\ue001 says \ue002 \ue000")
 
 
@@ -142,9 +134,7 @@ def test_altered_pairs_have_the_same_placeholders_on_both_sides(pair: str) -> No
     altered = [corpus.augment(pair, *p, rng, None) for p in pairs]
     altered += [corpus.join(rng.sample(pairs, 3), pair == "zh-en", rng) for _ in range(100)]
     for source, target in altered:
-        here, there = (
-            sorted(c for c in text if c in corpus.PLACEHOLDERS) for text in (source, target)
-        )
+        here, there = (sorted(c for c in text if c in corpus.PLACEHOLDERS) for text in (source, target))
         assert here == there
         assert here == list(corpus.PLACEHOLDERS[: len(here)])
 
@@ -189,9 +179,7 @@ def test_a_header_names_the_columns(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("kind", ["new", "reserved"])
-def test_placeholders_survive_a_round_trip(
-    kind: str, text: str, data: Path, tmp_path: Path
-) -> None:
+def test_placeholders_survive_a_round_trip(kind: str, text: str, data: Path, tmp_path: Path) -> None:
     folder = data
     if kind == "reserved":
         old = tmp_path / "old.spm"
@@ -213,9 +201,7 @@ def test_placeholders_survive_a_round_trip(
         folder = tmp_path
     tokenizer = packed.Tokenizer(folder)
     pieces = tokenizer.source_pieces(text)
-    assert [p for p in pieces if p in corpus.PLACEHOLDERS] == [
-        c for c in text if c in corpus.PLACEHOLDERS
-    ]
+    assert [p for p in pieces if p in corpus.PLACEHOLDERS] == [c for c in text if c in corpus.PLACEHOLDERS]
     assert tokenizer.text_from_ids(tokenizer.target_ids(text)) == text
 
 
@@ -270,9 +256,7 @@ def test_the_sampled_softmax_approaches_the_whole_one(data: Path, tiny: Path) ->
     assert float(sampled) == pytest.approx(float(whole), rel=0.05)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    tmp_path: Path, data: Path, tiny: Path
-) -> None:
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, data: Path, tiny: Path) -> None:
     new_run(tmp_path / "whole", data, tiny).train()
     killed = new_run(tmp_path / "killed", data, tiny, steps=40)
     killed.save = lambda: (_ for _ in ()).throw(KeyboardInterrupt)  # type: ignore[method-assign]

@@ -12,12 +12,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from threading import Event
@@ -162,8 +163,9 @@ def _yield_to_others() -> None:
 
     Under overload the event loop must still get to answer; with processor time to spare nothing changes.
     """
-    with contextlib.suppress(AttributeError, OSError):  # only Linux has a priority for each thread
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + MODEL_NICENESS)
+    if platform.system() == "Linux":  # elsewhere this would be the priority of the whole process
+        with contextlib.suppress(OSError):
+            os.nice(MODEL_NICENESS)
 
 
 class Ct2Model:
@@ -188,15 +190,17 @@ class Ct2Model:
         compute_type = choose_compute_type(compute_type, device)
         converted = convert(folder, stored_type(compute_type), cache_dir, cancelled)
         self._vocabulary = Vocabulary(folder.path, folder.target_prefix)
-        _yield_to_others()
         try:
-            self._translator = ctranslate2.Translator(
-                str(converted),
-                device=device,
-                compute_type=compute_type,
-                inter_threads=workers,
-                intra_threads=intra_threads,
-            )
+            # On a thread of its own, which ends: a thread without privileges cannot raise its priority again.
+            with ThreadPoolExecutor(1, initializer=_yield_to_others) as thread:
+                self._translator = thread.submit(
+                    ctranslate2.Translator,
+                    str(converted),
+                    device=device,
+                    compute_type=compute_type,
+                    inter_threads=workers,
+                    intra_threads=intra_threads,
+                ).result()
         except (RuntimeError, ValueError) as error:
             raise ModelError(f"cannot load {converted}: {error}; delete that folder to convert it anew") from error
         self._has_shortlist = (converted / "vmap.txt").exists()
