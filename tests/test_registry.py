@@ -137,7 +137,8 @@ def test_a_good_folder(folder: Path, tmp_path: Path) -> None:
     again = registry.locate(source, tmp_path)
     assert again.revision == found.revision
     weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert registry.locate(source, tmp_path).revision != found.revision, "other weights, other cache keys"
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from translator import registry
 from translator.errors import ModelError
+from translator.spans import PLACEHOLDERS
 from translator.vocabulary import EOS, PAD, Vocabulary
 
 SAMPLES = [
@@ -126,3 +127,17 @@ def test_damage_is_a_model_error(tmp_path: Path, damage: str) -> None:
         (folder / "source.spm").write_bytes(b"junk")
     with pytest.raises(ModelError):
         Vocabulary(folder)
+
+
+def test_the_embedded_vocabularies_have_all_placeholders(vocabulary: Vocabulary) -> None:
+    assert vocabulary.placeholders == PLACEHOLDERS
+    for symbol, ids in zip(PLACEHOLDERS, vocabulary.encode(PLACEHOLDERS), strict=True):
+        assert vocabulary.decode([ids]) == [symbol]
+
+
+def test_a_vocabulary_that_lacks_a_placeholder_has_none(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    pieces = json.loads((copy / "vocab.json").read_text(encoding="utf-8"))
+    pieces["an ordinary piece"] = pieces.pop(PLACEHOLDERS[3])
+    (copy / "vocab.json").write_text(json.dumps(pieces), encoding="utf-8")
+    assert Vocabulary(copy).placeholders == ()

@@ -13,6 +13,7 @@ from pathlib import Path
 import sentencepiece
 
 from translator.errors import ModelError
+from translator.spans import PLACEHOLDERS
 
 EOS, UNK, PAD = "</s>", "<unk>", "<pad>"
 
@@ -69,6 +70,12 @@ class Vocabulary:
             self._target.decode_pieces([pieces[i] for i in ids if i not in special and pieces[i]]).strip()
             for ids in batch
         ]
+
+    @property
+    def placeholders(self) -> tuple[str, ...]:
+        """The masking symbols that this vocabulary has, as any model does that was fine-tuned from an embedded one."""
+        known = tuple(symbol for symbol in PLACEHOLDERS if self.has_piece(symbol))
+        return known if len(known) == len(PLACEHOLDERS) else ()
 
     def has_piece(self, piece: str) -> bool:
         """Whether the source side reads ``piece`` as one known symbol and the target side can write it."""

@@ -216,7 +216,7 @@ class Ct2Model:
             engine="ct2",
             device=device,
             compute_type=self._translator.compute_type,
-            placeholders=folder.placeholders,
+            placeholders=folder.placeholders or self._vocabulary.placeholders,
         )
         self._max_tokens = folder.max_tokens
         self.encode = self._vocabulary.encode

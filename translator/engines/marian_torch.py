@@ -74,7 +74,7 @@ class TorchModel:
             engine="torch",
             device=device,
             compute_type=compute_type,
-            placeholders=folder.placeholders,
+            placeholders=folder.placeholders or self._vocabulary.placeholders,
         )
         self.encode = self._vocabulary.encode
         self.decode = self._vocabulary.decode
