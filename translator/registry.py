@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from translator.errors import ConfigError, ModelError
-from translator.model import PAIRS
+from translator.model import PAIRS, ModelDescription
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 VOCABULARY = ("config.json", "source.spm", "target.spm", "vocab.json")
@@ -58,6 +58,21 @@ class ModelFolder:
     target_prefix: str
     placeholders: tuple[str, ...]
     max_tokens: int
+
+    def describe(
+        self, engine: str, device: str, compute_type: str, known_placeholders: tuple[str, ...]
+    ) -> ModelDescription:
+        """This direction as an engine has loaded it. The manifest's placeholders go before the vocabulary's own."""
+        return ModelDescription(
+            name=self.name,
+            pair=self.pair,
+            revision=self.revision,
+            license=self.license,
+            engine=engine,
+            device=device,
+            compute_type=compute_type,
+            placeholders=self.placeholders or known_placeholders,
+        )
 
 
 def models_dir() -> Path:

@@ -208,16 +208,7 @@ class Ct2Model:
         kept = [path for path in converted.glob("*vocabulary.json") if f'"{PAD}"' in path.read_text(encoding="utf-8")]
         self._never = [[PAD]] if kept else None
         self._target_ids = {piece: i for i, piece in enumerate(self._vocabulary.target_pieces)}
-        self._description = ModelDescription(
-            name=folder.name,
-            pair=folder.pair,
-            revision=folder.revision,
-            license=folder.license,
-            engine="ct2",
-            device=device,
-            compute_type=self._translator.compute_type,
-            placeholders=folder.placeholders or self._vocabulary.placeholders,
-        )
+        self._description = folder.describe("ct2", device, self._translator.compute_type, self._vocabulary.placeholders)
         self._max_tokens = folder.max_tokens
         self.encode = self._vocabulary.encode
         self.decode = self._vocabulary.decode

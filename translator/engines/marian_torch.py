@@ -66,16 +66,7 @@ class TorchModel:
             config.pad_token_id,
         )
         self._max_tokens = folder.max_tokens
-        self._description = ModelDescription(
-            name=folder.name,
-            pair=folder.pair,
-            revision=folder.revision,
-            license=folder.license,
-            engine="torch",
-            device=device,
-            compute_type=compute_type,
-            placeholders=folder.placeholders or self._vocabulary.placeholders,
-        )
+        self._description = folder.describe("torch", device, compute_type, self._vocabulary.placeholders)
         self.encode = self._vocabulary.encode
         self.decode = self._vocabulary.decode
 
