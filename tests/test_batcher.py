@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from translator import batcher as batcher_module
-from translator.batcher import BATCH_LANE_SHARE, UNHEALTHY_AFTER, Batcher, Lane, Output, Request
+from translator.batcher import BATCH_LANE_SHARE, FULL_BATCH, UNHEALTHY_AFTER, Batcher, Lane, Output, Request
 from translator.errors import DeadlineExceeded, InferenceError, Overloaded, TranslateError, Unavailable
 from translator.model import DecodingOptions
 from translator.observer import Observer
@@ -156,6 +156,24 @@ async def test_a_neighbour_that_is_too_long_leaves_room_for_shorter_ones(make: M
     model.release()
     await settle(blocker, *requests)
     assert lengths(model)[1:] == [[10, 3, 3], [16]]
+
+
+async def test_a_full_batch_takes_no_more_of_another_length(make: Make, model: FakeModel) -> None:
+    batcher = await make(tokens=4000)
+    blocker = await occupy(batcher, model)
+    requests = submit(batcher, model, ["短" * 5] * FULL_BATCH + ["甲" * 7] * 4 + ["长" * 19] * 3)
+    model.release()
+    await settle(blocker, *requests)
+    assert lengths(model)[1:] == [[6] * FULL_BATCH + [8] * 4, [20] * 3]
+
+
+async def test_a_batch_that_is_not_full_takes_what_there_is(make: Make, model: FakeModel) -> None:
+    batcher = await make(tokens=4000)
+    blocker = await occupy(batcher, model)
+    requests = submit(batcher, model, ["短" * 5] * (FULL_BATCH - 1) + ["长" * 19] * 3)
+    model.release()
+    await settle(blocker, *requests)
+    assert lengths(model)[1:] == [[6] * (FULL_BATCH - 1) + [20], [20] * 2]
 
 
 async def test_the_oldest_sentence_is_in_the_next_batch_whatever_its_length(make: Make, model: FakeModel) -> None:

@@ -41,6 +41,10 @@ AGED_TURN = 4
 UNHEALTHY_AFTER = 5
 # A batch is not split among idle workers below this many padded tokens: small batches waste the arithmetic.
 MIN_SPLIT_TOKENS = 256
+# From so many sentences on, a batch takes no more whose lengths differ by more than this factor: they would add
+# padding, and larger batches gain little.
+FULL_BATCH = 16
+MAX_SPREAD = 1.5
 
 
 class Lane(IntEnum):
@@ -130,6 +134,18 @@ class Batcher:
         for _ in range(self._workers):
             self._spawn()
 
+    def admit(self, lane: Lane) -> None:
+        """Turn an interactive caller away who would wait too long. Costs nothing: ask before any other work.
+
+        Raises:
+            Overloaded: what waits already takes longer than ``max_queue_seconds``.
+        """
+        if lane is Lane.INTERACTIVE and (wait := self._interactive_wait()) > self._max_queue_seconds:
+            raise Overloaded(
+                f"a new comment would wait {wait:.1f} s; the limit is {self._max_queue_seconds:g} s",
+                retry_after=self.estimated_wait(),
+            )
+
     def submit(
         self,
         model: Model,
@@ -152,7 +168,7 @@ class Batcher:
             InferenceError or Unavailable. Cancelling the future takes the sentence out of the queue.
 
         Raises:
-            Overloaded: the queue has no room for all of them.
+            Overloaded: the queue has no room for all of them, or see ``admit``.
             Unavailable: the batcher is shutting down.
         """
         if self._closing:
@@ -164,12 +180,8 @@ class Batcher:
                 f"the queue is full: {self.queued_tokens} of {self._max_queue_tokens} tokens are waiting",
                 retry_after=self.estimated_wait(),
             )
-        wait = self._interactive_wait()
-        if lane is Lane.INTERACTIVE and not second_try and wait > self._max_queue_seconds:
-            raise Overloaded(
-                f"a new comment would wait {wait:.1f} s; the limit is {self._max_queue_seconds:g} s",
-                retry_after=self.estimated_wait(),
-            )
+        if not second_try:
+            self.admit(lane)
         loop = asyncio.get_running_loop()
         now = monotonic()
         requests = []
@@ -336,7 +348,7 @@ class Batcher:
         lanes = (interactive, batch_lane) if anchor.lane is Lane.INTERACTIVE else (batch_lane, interactive)
         budget = self._budget()
         chosen: list[Request] = [anchor]
-        longest = anchor.cost
+        longest = shortest = anchor.cost
         for lane in lanes:
             # Nearest in length first: each addition costs the least padding. Ties keep arrival order.
             for request in sorted(lane, key=lambda r: abs(r.cost - anchor.cost)):
@@ -346,7 +358,10 @@ class Batcher:
                     continue
                 if request.cost * (len(chosen) + 1) > budget:
                     continue  # too long, but a shorter one may still fit
-                longest = max(longest, request.cost)
+                most, least = max(longest, request.cost), min(shortest, request.cost)
+                if len(chosen) >= FULL_BATCH and most > MAX_SPREAD * least:
+                    break  # the next batch suits it better
+                longest, shortest = most, least
                 chosen.append(request)
         for request in chosen:
             self._remove(request)
