@@ -134,6 +134,26 @@ def serve(*, settings: Settings) -> None:
     raise typer.Exit(run(settings))
 
 
+@app.command()
+@settings_options(("host", "port", "tls_certificate", "tls_private_key"))
+def health(
+    *,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait for an answer.")] = 3.0,
+    settings: Settings,
+) -> None:
+    """Ask the server on this machine whether it is serving: exit status 0 or 1, for a container's probe.
+
+    Example:
+
+        comment-translate health --port 50051
+    """
+    from server.health import status
+
+    answer = status(settings, timeout)
+    print(answer)
+    raise typer.Exit(answer != "SERVING")
+
+
 @app.command(name="text")
 @settings_options(TRANSLATION_SETTINGS)
 def translate_text(
