@@ -283,11 +283,16 @@ def _hint(settings: Settings, port: int) -> str:
     host = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::") else settings.host
     plain = "" if settings.tls_certificate else "-plaintext "
     request = '{"contents": ["这家店的奶茶绝了😭"], "target_language_code": "en"}'
+    make, folder = "", ""
+    if (Path(__file__).parent.parent / "Makefile").exists():
+        folder = ".tools/"
+        make = (
+            "  make client                     # a small Python client, docs/client.py\n"
+            "  make tools                      # installs grpcurl and ghz (needs Go), then:\n"
+        )
     return (
         f"\nServing on {host}:{port}. In another terminal, type:\n\n"
-        "  make client                     # a small Python client, docs/client.py\n"
-        "  make tools                      # installs grpcurl and ghz (needs Go), then:\n"
-        f"  .tools/grpcurl {plain}-d '{request}' \\\n    {host}:{port} {SERVICE}/TranslateText\n\n"
+        f"{make}  {folder}grpcurl {plain}-d '{request}' \\\n    {host}:{port} {SERVICE}/TranslateText\n\n"
         "Ctrl-C drains and stops.\n"
     )
 
