@@ -23,9 +23,10 @@ from translator.errors import (
     UnsupportedLanguage,
 )
 from translator.glossary import Term
+from translator.inference import SAFER_BEAM
 from translator.model import DecodingOptions
 from translator.observer import Observer
-from translator.service import SAFER_BEAM, CachePolicy, Result, SkipReason, Translation, Translator
+from translator.service import CachePolicy, Result, SkipReason, Translation, Translator
 from translator.text import PLACEHOLDERS
 
 SENTENCE = "我喜欢你家的书。"

@@ -82,7 +82,7 @@ def comment_size(key: CommentKey, answer: Answer) -> int:
 
 
 class Answer(Protocol):
-    """What is kept of a comment: ``translator.service.Translation``."""
+    """What is kept of a comment: ``translator.call.Translation``."""
 
     @property
     def text(self) -> str: ...

@@ -10,7 +10,7 @@ from translator.batcher import Lane
 from translator.errors import TranslateError
 from translator.exports.rows import ExportError, ExportStopped, Failure, Outcome
 from translator.glossary import Term
-from translator.service import Translation, Translator
+from translator.service import Result, Translation, Translator
 
 
 class Backend(Protocol):
@@ -62,7 +62,7 @@ class LocalBackend:
         """See ``Backend``."""
         try:
             await self._translator.start()
-            self._translator.check(["?"], target=self._target, source=self._source, terms=self._terms)
+            await self._translate(["?"])  # nothing for the model; wrong options are refused before a row is read
         except TranslateError as error:
             raise ExportError(str(error)) from error
 
@@ -80,9 +80,7 @@ class LocalBackend:
 
     async def _call(self, texts: Sequence[str]) -> list[Translation]:
         try:
-            result = await self._translator.translate(
-                texts, target=self._target, source=self._source, terms=self._terms, lane=Lane.BATCH
-            )
+            result = await self._translate(texts)
         except TranslateError as error:
             raise ExportStopped(str(error)) from error
         if not self._translator.ready:
@@ -90,6 +88,11 @@ class LocalBackend:
             raise ExportStopped("the model keeps failing; the log says why")
         self._tokens += result.source_tokens + result.target_tokens
         return result.translations
+
+    async def _translate(self, texts: Sequence[str]) -> Result:
+        return await self._translator.translate(
+            texts, target=self._target, source=self._source, terms=self._terms, lane=Lane.BATCH
+        )
 
     def _calls(self, places: Sequence[int], texts: Sequence[str]) -> Iterator[list[int]]:
         """Indices cut into calls that are within the limits of one request."""
