@@ -168,6 +168,15 @@ def test_a_header_names_the_columns(tmp_path: Path) -> None:
 # Tokenizer
 
 
+def test_a_drawn_segmentation_spells_the_same_text() -> None:
+    tokenizer = packed.Tokenizer(MODELS / "embedded" / "en-zh")
+    text = "I own twelve eyeshadow palettes"
+    best = tokenizer.source_pieces(text)
+    drawn = [tokenizer.source_pieces(text, alpha=0.3) for _ in range(20)]
+    assert {"".join(pieces) for pieces in drawn} == {"".join(best)}
+    assert len({tuple(pieces) for pieces in drawn}) > 5
+
+
 @pytest.mark.parametrize(
     "text",
     [
