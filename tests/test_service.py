@@ -593,6 +593,26 @@ async def test_overload_is_all_or_nothing_for_people_and_patience_for_exports() 
     await bench.translator.close()
 
 
+async def test_when_the_wait_is_too_long_callers_are_refused_before_any_work(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.one(SENTENCE)
+
+    def refuse_people(lane: Lane) -> None:
+        if lane is Lane.INTERACTIVE:
+            raise Overloaded("late", 1.0)
+
+    def no_work(*_: Any) -> Any:
+        raise AssertionError("text work for a call that is refused")
+
+    monkeypatch.setattr(bench.translator.batcher, "admit", refuse_people)
+    assert (await bench.one("你想念我家的山", lane=Lane.BATCH)).error is None
+    monkeypatch.setattr(text_module, "normalise", no_work)
+    assert (await bench.one(SENTENCE)).cache_hit, "what is known costs nothing and is not refused"
+    with pytest.raises(Overloaded):
+        await bench.many([SENTENCE, "我喜欢你家的书"])
+
+
 # Life
 
 

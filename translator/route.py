@@ -65,6 +65,7 @@ class Route:
         self._settings = settings
         self._models = models
         self._cache = cache
+        self._batcher = batcher
         self._observer = observer
         self._inference = Inference(settings, options, cache, batcher, observer)
 
@@ -72,7 +73,7 @@ class Route:
         """One translation per comment, in order. A comment that fails does not fail the others.
 
         Raises:
-            Overloaded: the queue is full (interactive lane).
+            Overloaded: the queue is full, or its wait too long (interactive lane).
             DeadlineExceeded: the call's deadline passed in the queue.
             Unavailable: shutting down.
         """
@@ -82,6 +83,9 @@ class Route:
             if (known := self._known(content, call)) is not None:
                 prepared.append(known)
                 continue
+            # Before the text work: under overload, refusing must cost little. So it also refuses what would have turned
+            # out not to need the model.
+            self._batcher.admit(call.lane)
             try:
                 prepared.append(self._prepare(i, content, call))
             except Exception as error:
