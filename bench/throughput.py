@@ -393,7 +393,7 @@ class Recorder:
             engine="recorder",
             device="cpu",
             compute_type="none",
-            placeholders=folder.placeholders,
+            placeholders=self._vocabulary.placeholders,
         )
         self.max_tokens = folder.max_tokens
         self.seen: list[list[int]] = []

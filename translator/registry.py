@@ -37,7 +37,6 @@ class ModelSource:
     revision: str = ""
     license: str = "unknown"
     target_prefix: str = ""
-    placeholders: tuple[str, ...] = ()
     sha256: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -56,13 +55,10 @@ class ModelFolder:
     revision: str
     license: str
     target_prefix: str
-    placeholders: tuple[str, ...]
     max_tokens: int
 
-    def describe(
-        self, engine: str, device: str, compute_type: str, known_placeholders: tuple[str, ...]
-    ) -> ModelDescription:
-        """This direction as an engine has loaded it. The manifest's placeholders go before the vocabulary's own."""
+    def describe(self, engine: str, device: str, compute_type: str, placeholders: tuple[str, ...]) -> ModelDescription:
+        """This direction as an engine has loaded it."""
         return ModelDescription(
             name=self.name,
             pair=self.pair,
@@ -71,7 +67,7 @@ class ModelFolder:
             engine=engine,
             device=device,
             compute_type=compute_type,
-            placeholders=self.placeholders or known_placeholders,
+            placeholders=placeholders,
         )
 
 
@@ -107,7 +103,6 @@ def read_manifest(manifest: Path | None = None) -> dict[str, dict[str, ModelSour
                 revision=entry.get("revision", ""),
                 license=entry.get("license", "unknown"),
                 target_prefix=entry.get("target_prefix", ""),
-                placeholders=tuple(entry.get("placeholders", "")),
                 sha256=tuple(sorted(entry.get("sha256", {}).items())),
             )
     return families
@@ -288,7 +283,6 @@ def locate(source: ModelSource, cache_dir: Path, *, download: bool = True) -> Mo
         revision=revision,
         license=source.license,
         target_prefix=source.target_prefix,
-        placeholders=source.placeholders,
         max_tokens=int(config.get("max_position_embeddings", 512)),
     )
 
