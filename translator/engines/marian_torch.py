@@ -1,19 +1,28 @@
-"""MarianMT on transformers: CPU and CUDA, bfloat16 or float16 where the hardware has it."""
+"""MarianMT on torch: CPU and CUDA, bfloat16 or float16 where the hardware has it.
+
+transformers loads the weights; ``translator.engines.decoding`` runs them. A model whose generation_config.json asks for
+something else than plain greedy or beam search runs on transformers' ``generate``.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 from transformers import MarianMTModel
 from transformers.utils import logging as transformers_logging
 
+from translator.engines.decoding import Decoder, unsupported
 from translator.errors import ConfigError, ModelError
 from translator.model import DecodingOptions, ModelDescription
 from translator.registry import ModelFolder
 from translator.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -30,7 +39,7 @@ def _best_compute_type(device: str) -> str:
 
 
 class TorchModel:
-    """One direction on transformers. One batch at a time: ``generate`` holds a lock.
+    """One direction on torch. One batch at a time: ``generate`` holds a lock.
 
     Args:
         intra_threads: threads of one batch on CPU. torch keeps one such number for the process.
@@ -55,16 +64,12 @@ class TorchModel:
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"cannot load {folder.path}: {error}") from error
-        self._model = loaded.to(device).eval()  # type: ignore[arg-type]
-        self._device = torch.device(device)
+        model = loaded.to(device).eval()  # type: ignore[arg-type]
+        if reason := unsupported(model):
+            log.info("%s/%s decodes with transformers' generate, which is slower: %s", folder.name, folder.pair, reason)
+        self._translate: Decoder | Generate | None = Generate(model) if reason else Decoder(model)
         self._lock = Lock()
         self._vocabulary = Vocabulary(folder.path, folder.target_prefix)
-        config = self._model.config
-        self._start, self._eos, self._pad = (
-            config.decoder_start_token_id,
-            config.eos_token_id,
-            config.pad_token_id,
-        )
         self._max_tokens = folder.max_tokens
         self._description = folder.describe("torch", device, compute_type, self._vocabulary.placeholders)
         self.encode = self._vocabulary.encode
@@ -79,30 +84,55 @@ class TorchModel:
         return self._max_tokens
 
     def generate(self, batch: Sequence[Sequence[int]], options: DecodingOptions) -> list[list[int]]:
+        if not batch:
+            return []
         longest = max(len(ids) for ids in batch)
-        input_ids = torch.full((len(batch), longest), self._pad, dtype=torch.long)
-        for row, ids in zip(input_ids, batch, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
-        with self._lock, torch.inference_mode():
-            input_ids = input_ids.to(self._device)
-            output = self._model.generate(
-                input_ids=input_ids,
-                attention_mask=(input_ids != self._pad).long(),
-                num_beams=options.beam_size,
-                do_sample=False,
+        with self._lock:
+            if self._translate is None:
+                raise ModelError("the model is closed")
+            return self._translate(
+                batch,
+                options.max_target_tokens(longest, self._max_tokens - 1),
+                beams=options.beam_size,
                 length_penalty=options.length_penalty,
                 no_repeat_ngram_size=options.no_repeat_ngram_size,
+            )
+
+    def close(self) -> None:
+        with self._lock:
+            self._translate = None
+
+
+class Generate:
+    """``Decoder``'s call on transformers' ``generate``."""
+
+    def __init__(self, model: MarianMTModel) -> None:
+        self._model = model
+        ends = model.generation_config.eos_token_id
+        self._ends = {ends} if isinstance(ends, int) else set(ends or ())
+        self._pad: Any = model.config.pad_token_id
+
+    def __call__(
+        self, batch: Sequence[Sequence[int]], cap: int, *, beams: int, length_penalty: float, no_repeat_ngram_size: int
+    ) -> list[list[int]]:
+        input_ids = torch.full((len(batch), max(map(len, batch))), self._pad, dtype=torch.long)
+        for row, ids in zip(input_ids, batch, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        input_ids = input_ids.to(self._model.device)
+        with torch.inference_mode():
+            output = self._model.generate(
+                input_ids=input_ids,
+                attention_mask=input_ids.ne(self._pad).long(),
+                num_beams=beams,
+                do_sample=False,
+                length_penalty=length_penalty,
+                no_repeat_ngram_size=no_repeat_ngram_size,
                 max_length=None,
-                max_new_tokens=options.max_target_tokens(longest, self._max_tokens - 1),
+                max_new_tokens=cap,
             ).tolist()
         translations = []
         for row in output:
             row = row[1:]  # the decoder's start token
-            if self._eos in row:
-                row = row[: row.index(self._eos)]
-            translations.append([i for i in row if i != self._pad])
+            end = next((at for at, i in enumerate(row) if i in self._ends), len(row))
+            translations.append([i for i in row[:end] if i != self._pad])
         return translations
-
-    def close(self) -> None:
-        with self._lock:
-            self._model = None
