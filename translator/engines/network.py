@@ -48,6 +48,7 @@ class _Linear:
         if weight.device.type == "cpu" and torch.backends.mkldnn.enabled and hasattr(ops, "_linear_pointwise"):
             usable = {torch.float32: True, torch.bfloat16: ops._is_mkldnn_bf16_supported()}
             if usable.get(weight.dtype, False):
+                # 32 rows to multiply with are a hint; what it gives serves other numbers as well.
                 self._weight, self._packed = ops._reorder_linear_weight(weight, 32), True
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -73,11 +74,8 @@ class _Layer:
     def __init__(self, layer: Any) -> None:
         own = layer.self_attn
         self.heads: int = own.num_heads
-        self.qkv, self.out, self.norm = (
-            _Linear(own.q_proj, own.k_proj, own.v_proj),
-            _Linear(own.out_proj),
-            _Norm(layer.self_attn_layer_norm),
-        )
+        self.qkv, self.out = _Linear(own.q_proj, own.k_proj, own.v_proj), _Linear(own.out_proj)
+        self.norm = _Norm(layer.self_attn_layer_norm)
         if hasattr(layer, "encoder_attn"):
             self.source_q, self.source_out = _Linear(layer.encoder_attn.q_proj), _Linear(layer.encoder_attn.out_proj)
             self.source_norm = _Norm(layer.encoder_attn_layer_norm)
@@ -220,16 +218,14 @@ class Network:
             return torch.empty(shape, dtype=dtype, device=self.device)
 
         cache = Cache(
-            # Masked positions are multiplied by zero: they must not hold NaN.
-            own=empty(layers, 2, steps, rows, heads, width).zero_()
-            if self._static
-            else empty(layers, 2, steps, rows, heads, width),
+            own=empty(layers, 2, steps, rows, heads, width),
             source=empty(layers, 2, sentences, heads, source, width),
             mask=empty(sentences, 1, 1, source, dtype=torch.bool),
             tokens=empty(rows, dtype=torch.long),
             position=empty(1, dtype=torch.long),
         )
         if self._static:
+            cache.own.zero_()  # masked positions are multiplied by zero: they must not hold NaN
             self._kept[shape] = cache
             if len(self._kept) > SHAPES_KEPT:
                 self._kept.popitem(last=False)
