@@ -25,7 +25,7 @@ from server.servicer import TranslationServicer
 from translator import __version__
 from translator.allocator import keep_freed_memory
 from translator.config import Settings
-from translator.errors import ConfigError, TranslateError
+from translator.errors import ConfigError
 from translator.model import Model
 from translator.service import Translator
 from translator.v1 import translation_pb2 as pb
@@ -257,7 +257,7 @@ async def _serve(settings: Settings) -> None:
         return
     try:
         await starting
-    except TranslateError:
+    except Exception:
         await server.stop(0)
         raise
     seconds = round(monotonic() - started, 2)

@@ -134,6 +134,18 @@ def test_an_error_of_a_model_is_one_line(capsys: pytest.CaptureFixture[str], mon
     assert capsys.readouterr().err.strip() == "comment-translate: the weights are damaged"
 
 
+def test_what_the_image_leaves_out_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in cli.LEFT_OUT_OF_IMAGE:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.delitem(sys.modules, "translator.engines.marian_torch", raising=False)
+    assert run("text", "--engine", "torch", "早上好") == 1
+    shown = capsys.readouterr()
+    assert "torch" in shown.err
+    assert "Traceback" not in shown.err
+
+
 def test_models_list(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert run("models", "list") == 0

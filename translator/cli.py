@@ -9,6 +9,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -45,6 +46,8 @@ TRANSLATION_SETTINGS = (
     "cache_dir",
 )
 FILE_SETTINGS = (*TRANSLATION_SETTINGS, "cache_bytes", "max_batch_tokens")
+# deploy/Dockerfile leaves these out; serving converted models needs neither.
+LEFT_OUT_OF_IMAGE = ("torch", "transformers")
 
 
 def settings_options(
@@ -319,6 +322,8 @@ def models_finetune(
         if base not in manifest or pair not in manifest[base]:
             raise ConfigError(f"base: {base!r} is neither a folder nor a family with the pair {pair!r}")
         folder = registry.locate(manifest[base][pair], load_settings().cache_dir).path
+    if not find_spec("torch"):
+        raise ModuleNotFoundError(name="torch")
     script = registry.models_dir() / "train.py"
     command = [
         sys.executable,
@@ -346,6 +351,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except TranslateError as error:
         print(f"comment-translate: {error}", file=sys.stderr)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        if error.name not in LEFT_OUT_OF_IMAGE:
+            raise
+        print(f"comment-translate: this needs {error.name}, which is not installed here", file=sys.stderr)
         sys.exit(1)
 
 
