@@ -6,7 +6,7 @@ TOOLS := $(CURDIR)/.tools
 PROTO := proto/translator/v1/translation.proto
 GENERATED := translator/v1
 
-.PHONY: help setup run test lint format client tools load bench train fuzz docs clean proto proto-check
+.PHONY: help setup run test lint format client tools load bench train fuzz wheel docs clean proto proto-check
 
 .DEFAULT_GOAL := help
 
@@ -75,6 +75,9 @@ train: setup ## train both embedded models from models/data into build/train (re
 
 fuzz: setup ## a million generated comments through mask and restore (ARGS='--count 10000': fewer)
 	@$(BIN)/python tests/fuzz_text.py $(ARGS)
+
+wheel: setup ## build dist/*.whl, models included
+	@$(BIN)/python -m hatchling build -t wheel
 
 docs: setup ## write the generated parts of the README
 	@$(BIN)/python docs/generate.py
