@@ -329,8 +329,24 @@ async def test_interactive_sentences_that_would_wait_too_long_are_turned_away(
     with pytest.raises(Overloaded, match=r"would wait 100.0 s; the limit is 5 s"):
         submit(batcher, model, ["字"])
     assert submit(batcher, model, ["字"], lane=Lane.BATCH), "an export may wait"
-    assert batcher.submit(model, OPTIONS, model.encode(["字"]), second_try=True), "what was admitted is tried again"
+    assert batcher.submit(model, OPTIONS, model.encode(["字"]), admitted=clock()), "what was admitted is tried again"
     model.release()
+
+
+async def test_what_an_earlier_answer_made_necessary_goes_first(make: Make, model: FakeModel, clock: Clock) -> None:
+    batcher = await make(tokens=8)
+    admitted = clock()
+    clock.now += 1
+    blocker = await occupy(batcher, model)
+    waiting = submit(batcher, model, ["第一二三四五", "第二三四五六"])
+    clock.now += 1
+    same = batcher.submit(model, OPTIONS, model.encode(["再来一次好吗"]), admitted=admitted)
+    safer = batcher.submit(model, DecodingOptions(beam_size=2), model.encode(["换个办法好吗"]), admitted=admitted + 0.5)
+    model.release()
+    outputs = await settle(blocker, *waiting, *same, *safer)
+    assert model.batches[1:] == [["再来一次好吗"], ["换个办法好吗"], ["第一二三四五"], ["第二三四五六"]]
+    assert isinstance(outputs[-1], Output)
+    assert outputs[-1].queue_seconds == 0, "the wait of this sentence, not of the first try"
 
 
 async def test_the_batch_lane_leaves_room_for_people(make: Make, model: FakeModel) -> None:

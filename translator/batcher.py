@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -76,6 +76,8 @@ class Request:
     deadline: float | None
     future: asyncio.Future[Output]
     enqueued: float
+    turn: float
+    """When its caller was admitted: the earliest goes first."""
 
     @property
     def cost(self) -> int:
@@ -83,6 +85,7 @@ class Request:
 
 
 _Key = tuple[int, DecodingOptions]
+_Line = OrderedDict[Request, None]
 
 
 class Batcher:
@@ -113,8 +116,8 @@ class Batcher:
         self._observer = observer or Observer()
         self._max_queue_seconds = max_queue_seconds
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="translate")
-        # Insertion order is arrival order; a dict used as an ordered set drops any member in O(1).
-        self._lanes: dict[_Key, tuple[dict[Request, None], dict[Request, None]]] = {}
+        # Ordered sets: any member is dropped in O(1).
+        self._lanes: dict[_Key, tuple[_Line, _Line]] = {}
         self._queued_tokens = {Lane.INTERACTIVE: 0, Lane.BATCH: 0}
         self._queued = 0
         self._in_model = 0
@@ -154,14 +157,15 @@ class Batcher:
         lane: Lane = Lane.INTERACTIVE,
         deadline: float | None = None,
         *,
-        second_try: bool = False,
+        admitted: float | None = None,
     ) -> list[Request]:
         """Queue sentences, all or none.
 
         Args:
             batch: source token ids of each sentence.
             deadline: ``time.monotonic()`` after which an answer is worthless.
-            second_try: these sentences were admitted before; the bound on the wait is not for them.
+            admitted: ``time.monotonic()`` when their caller was admitted, for work that an earlier answer made
+                necessary. Such sentences go to the front of their lane, and the bound on the wait is not for them.
 
         Returns:
             One request each; ``request.future`` resolves to an ``Output`` or raises DeadlineExceeded,
@@ -180,15 +184,16 @@ class Batcher:
                 f"the queue is full: {self.queued_tokens} of {self._max_queue_tokens} tokens are waiting",
                 retry_after=self.estimated_wait(),
             )
-        if not second_try:
+        if admitted is None:
             self.admit(lane)
         loop = asyncio.get_running_loop()
         now = monotonic()
         requests = []
         for tokens in sentences:
-            request = Request(model, options, tokens, lane, deadline, loop.create_future(), now)
+            turn = now if admitted is None else admitted
+            request = Request(model, options, tokens, lane, deadline, loop.create_future(), now, turn)
             request.future.add_done_callback(partial(self._on_done, request))
-            self._enqueue(request)
+            self._enqueue(request, first=admitted is not None)
             requests.append(request)
         self._wake(len(requests))
         return requests
@@ -281,9 +286,11 @@ class Batcher:
     def _key(self, request: Request) -> _Key:
         return id(request.model), request.options
 
-    def _enqueue(self, request: Request) -> None:
-        lanes = self._lanes.setdefault(self._key(request), ({}, {}))
+    def _enqueue(self, request: Request, *, first: bool = False) -> None:
+        lanes = self._lanes.setdefault(self._key(request), (OrderedDict(), OrderedDict()))
         lanes[request.lane][request] = None
+        if first:
+            lanes[request.lane].move_to_end(request, last=False)
         self._queued += 1
         self._queued_tokens[request.lane] += request.cost
 
@@ -385,13 +392,13 @@ class Batcher:
                 while head is not None and self._expired(head, now):
                     head = next(iter(lanes[lane]), None)
                 best = oldest[lane]
-                if head is not None and (best is None or head.enqueued < best.enqueued):
+                if head is not None and (best is None or head.turn < best.turn):
                     oldest[lane] = head
         interactive, batch_lane = oldest
         if batch_lane is None or interactive is None:
             return interactive or batch_lane
         self._since_aged += 1
-        if self._since_aged >= AGED_TURN and now - batch_lane.enqueued >= self._batch_lane_max_wait:
+        if self._since_aged >= AGED_TURN and now - batch_lane.turn >= self._batch_lane_max_wait:
             self._since_aged = 0
             return batch_lane
         return interactive

@@ -110,7 +110,7 @@ class Settings(BaseSettings):
         65_536, ge=16, description="Source tokens that may wait; past it calls get RESOURCE_EXHAUSTED."
     )
     max_queue_seconds: float = Field(
-        3.0,
+        1.0,
         gt=0,
         description="Interactive calls that would wait longer get RESOURCE_EXHAUSTED at once; this bounds latency "
         "on any machine, where a number of tokens must be tuned.",

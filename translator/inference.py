@@ -75,7 +75,13 @@ class Inference:
         return Key(model.description.id, self._options, sentence)
 
     async def translate(
-        self, keys: Iterable[Key], model: Model | None, call: Call, outcomes: Outcomes, result: Result
+        self,
+        keys: Iterable[Key],
+        model: Model | None,
+        call: Call,
+        outcomes: Outcomes,
+        result: Result,
+        admitted: float | None = None,
     ) -> None:
         """Put an entry or an error for each of ``keys`` into ``outcomes``.
 
@@ -83,6 +89,7 @@ class Inference:
             keys: all of one model; those that ``outcomes`` knows are left alone.
             model: needed where there are keys.
             result: told what the model's work cost.
+            admitted: see ``Batcher.submit``.
 
         Raises:
             Overloaded: the queue is full (interactive lane).
@@ -99,7 +106,7 @@ class Inference:
                     missing[key] = None
             if missing:
                 assert model is not None
-                await self._launch(list(missing), model, call, outcomes, flights, result)
+                await self._launch(list(missing), model, call, outcomes, flights, result, admitted)
             for key, flight in flights.items():
                 outcomes.computed.add(key)
                 try:
@@ -140,6 +147,7 @@ class Inference:
         outcomes: Outcomes,
         flights: dict[Key, Flight],
         result: Result,
+        admitted: float | None,
     ) -> None:
         """Encode and queue sentences; adds their flights to ``flights``. All are queued or, interactive, none."""
         encoded: dict[Key, list[list[int]]] = {}
@@ -157,7 +165,7 @@ class Inference:
             # While this call encoded or waited, others may have begun the same sentences.
             chunk = [key for key in chunk if not self._known(key, call, outcomes, flights)]
             flat = [ids for key in chunk for ids in encoded[key]]
-            requests = self._batcher.submit(model, self._options, flat, call.lane, call.deadline)
+            requests = self._batcher.submit(model, self._options, flat, call.lane, call.deadline, admitted=admitted)
             for key in chunk:
                 count = len(encoded[key])
                 own, requests = requests[:count], requests[count:]
@@ -177,9 +185,11 @@ class Inference:
             batch = [request.tokens for request in requests]
             if requests[0].lane is Lane.BATCH:
                 await self._batcher.wait_for_room(sum(map(len, batch)), Lane.BATCH)
-            lane, deadline = requests[0].lane, requests[0].deadline
+            first = requests[0]
             try:
-                requests[:] = self._batcher.submit(model, self._safer, batch, lane, deadline, second_try=True)
+                requests[:] = self._batcher.submit(
+                    model, self._safer, batch, first.lane, first.deadline, admitted=first.turn
+                )
             except (Overloaded, Unavailable):
                 self._observer.on_unfit(pair, problem, False)
                 return Entry(entry.text, problem)  # not stored: there was no second try

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from time import monotonic
 
 from translator import language, text
 from translator.batcher import Batcher
@@ -78,6 +79,7 @@ class Route:
             Unavailable: shutting down.
         """
         result = Result()
+        admitted = monotonic()
         prepared: list[_Comment | Translation] = []
         for i, content in enumerate(contents):
             if (known := self._known(content, call)) is not None:
@@ -99,7 +101,7 @@ class Route:
         # Where the model lost a placeholder, translate around the span instead: that cannot lose it.
         if again := [comment for comment in comments if self._resplit(comment, outcomes)]:
             try:
-                await self._infer(again, call, outcomes, result)
+                await self._infer(again, call, outcomes, result, admitted)
             except Overloaded as error:  # only what is missing fails; the rest is there
                 for key in filter(None, (key for comment in again for key in comment.keys)):
                     outcomes.entries.setdefault(key, error)
@@ -190,12 +192,19 @@ class Route:
 
     # The model
 
-    async def _infer(self, comments: Sequence[_Comment], call: Call, outcomes: Outcomes, result: Result) -> None:
-        """Find the translation of every sentence."""
+    async def _infer(
+        self,
+        comments: Sequence[_Comment],
+        call: Call,
+        outcomes: Outcomes,
+        result: Result,
+        admitted: float | None = None,
+    ) -> None:
+        """Find the translation of every sentence; ``admitted``: see ``Batcher.submit``."""
         # One call has one direction, so one model; a comment without has no keys.
         model = next((comment.model for comment in comments if comment.model), None)
         keys = (key for comment in comments for key in comment.keys if key)
-        await self._inference.translate(keys, model, call, outcomes, result)
+        await self._inference.translate(keys, model, call, outcomes, result, admitted)
 
     def _resplit(self, comment: _Comment, outcomes: Outcomes) -> bool:
         """Replace sentences whose placeholders or figures did not survive by their pieces.
