@@ -264,7 +264,7 @@ async def test_a_caller_does_not_inherit_a_deadline_that_has_just_passed(transla
     """A flight whose request failed, but whose task has not yet said so, is not to be joined."""
     loop = asyncio.get_running_loop()
     model: FakeModel = translator.models["fake", "zh-en"]  # type: ignore[assignment]
-    failed = Request(model, OPTIONS, [0], Lane.INTERACTIVE, 1.0, loop.create_future(), 0.0)
+    failed = Request(model, OPTIONS, [0], Lane.INTERACTIVE, 1.0, loop.create_future(), 0.0, 0.0)
     failed.future.set_exception(DeadlineExceeded("too late"))
 
     async def compute() -> Entry:
