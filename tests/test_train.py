@@ -258,11 +258,14 @@ def test_the_sampled_softmax_approaches_the_whole_one(data: Path, tiny: Path) ->
     model = network.load(tiny)
     model.train(False)
     ids = torch.from_numpy(batch.source), torch.from_numpy(batch.target)
-    frequency = training.frequency({"comments": source}, {"comments": 1.0}, 900)
+    # As of a large corpus: of 64 comments alone, most pieces are unseen, and the smoothing of their counts is a bias.
+    frequency = 1000 * training.frequency({"comments": source}, {"comments": 1.0}, 900)
     whole, count = network.Loss(frequency, 0, 0.0)(model, *ids)
-    sampled, same = network.Loss(frequency, 400, 0.0)(model, *ids)
-    assert count == same
-    assert float(sampled) == pytest.approx(float(whole), rel=0.05)
+    torch.manual_seed(1)
+    draws = [network.Loss(frequency, 400, 0.0)(model, *ids) for _ in range(20)]
+    assert {same for _, same in draws} == {count}
+    sampled = sum(float(loss) for loss, _ in draws) / len(draws)
+    assert sampled == pytest.approx(float(whole), rel=0.05)
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, data: Path, tiny: Path) -> None:
