@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from transformers import MarianMTModel
 
 from bench.harness import RESULTS, JsonObject, describe, machine, median, progress, read_requests
 from bench.report import Table, markdown_table, number, share
@@ -28,7 +27,7 @@ from translator.allocator import keep_freed_memory
 from translator.config import load_settings
 from translator.engines import available_cores
 from translator.engines.decoding import Decoder
-from translator.engines.marian_torch import Generate
+from translator.engines.marian_torch import Generate, load_weights
 from translator.model import DecodingOptions
 from translator.vocabulary import Vocabulary
 
@@ -166,12 +165,7 @@ def main() -> None:
     language = arguments.pair[:2]
     texts = [t for r in read_requests("distinct") if r["source_language_code"][:2] == language for t in r["contents"]]
     encoded = sorted((ids for ids in vocabulary.encode(texts) if len(ids) <= folder.max_tokens), key=len)
-    model = MarianMTModel.from_pretrained(
-        folder.path,
-        dtype=getattr(torch, arguments.compute_type),
-        attn_implementation="eager" if device.type == "cpu" else "sdpa",
-    )
-    model = model.to(device).eval()  # type: ignore[arg-type]
+    model = load_weights(folder.path, device.type, arguments.compute_type).to(device).eval()  # type: ignore[arg-type]
     result: JsonObject = {
         "machine": machine(),
         "model": f"{source.name}/{source.pair}",

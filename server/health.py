@@ -15,6 +15,11 @@ from translator.config import Settings
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
+def address_of(host: str, port: int) -> str:
+    """As gRPC writes it: an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def status(settings: Settings, timeout: float) -> str:
     """Ask the server that these settings start, on this machine.
 
@@ -22,7 +27,7 @@ def status(settings: Settings, timeout: float) -> str:
         ``SERVING``, ``NOT_SERVING`` ..., or why there is no answer.
     """
     host = _EVERYWHERE.get(settings.host, settings.host)
-    address = f"[{host}]:{settings.port}" if ":" in host else f"{host}:{settings.port}"
+    address = address_of(host, settings.port)
     try:
         with _channel(settings, host, address, timeout) as channel:
             stub: Any = health_pb2_grpc.HealthStub(channel)

@@ -19,6 +19,7 @@ from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
 
 from server import logs
+from server.health import address_of
 from server.interceptors import CallInterceptor
 from server.metrics import Metrics
 from server.servicer import TranslationServicer
@@ -92,8 +93,7 @@ class Server:
             names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
             pool: Any = _Symbols()
             reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server, pool)
-        host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        address = f"{host}:{settings.port}"
+        address = address_of(settings.host, settings.port)
         try:
             credentials = _credentials(settings)
             if credentials:

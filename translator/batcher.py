@@ -188,9 +188,9 @@ class Batcher:
             self.admit(lane)
         loop = asyncio.get_running_loop()
         now = monotonic()
+        turn = now if admitted is None else admitted
         requests = []
         for tokens in sentences:
-            turn = now if admitted is None else admitted
             request = Request(model, options, tokens, lane, deadline, loop.create_future(), now, turn)
             request.future.add_done_callback(partial(self._on_done, request))
             self._enqueue(request, first=admitted is not None)

@@ -176,16 +176,12 @@ class Inference:
         """Await the model, judge its output, try once more if it is unfit, store what came of it."""
         pair = model.description.pair
         source, target = pair.split("-")
-        separator = "" if target == "zh" else " "
-        outputs = [await request.future for request in requests]
-        for output in outputs:
-            result.add_cost(output)
-        entry = Entry(separator.join(output.text for output in outputs))
+        entry = Entry(await _translated(requests, target, result))
         if self._guarded and (problem := guard.check(key.sentence, entry.text, source, target)):
             batch = [request.tokens for request in requests]
-            if requests[0].lane is Lane.BATCH:
-                await self._batcher.wait_for_room(sum(map(len, batch)), Lane.BATCH)
             first = requests[0]
+            if first.lane is Lane.BATCH:
+                await self._batcher.wait_for_room(sum(map(len, batch)), Lane.BATCH)
             try:
                 requests[:] = self._batcher.submit(
                     model, self._safer, batch, first.lane, first.deadline, admitted=first.turn
@@ -193,10 +189,7 @@ class Inference:
             except (Overloaded, Unavailable):
                 self._observer.on_unfit(pair, problem, False)
                 return Entry(entry.text, problem)  # not stored: there was no second try
-            outputs = [await request.future for request in requests]
-            for output in outputs:
-                result.add_cost(output)
-            second = separator.join(output.text for output in outputs)
+            second = await _translated(requests, target, result)
             entry = Entry(second, guard.check(key.sentence, second, source, target))
             self._observer.on_unfit(pair, problem, entry.problem is None)
         if call.cache is not CachePolicy.BYPASS:
@@ -208,6 +201,14 @@ def bug(step: str, error: Exception) -> InferenceError:
     """What a caller learns of a bug in the work on one comment; the log learns the rest."""
     log.error("a bug while a comment was %s", step, exc_info=error)
     return InferenceError("this comment could not be translated")
+
+
+async def _translated(requests: Sequence[Request], target: str, result: Result) -> str:
+    """The text of a sentence from its pieces, whose cost ``result`` is told."""
+    outputs = [await request.future for request in requests]
+    for output in outputs:
+        result.add_cost(output)
+    return ("" if target == "zh" else " ").join(output.text for output in outputs)
 
 
 def _encode(model: Model, keys: Sequence[Key], outcomes: Outcomes) -> dict[Key, list[list[int]]]:

@@ -38,6 +38,24 @@ def _best_compute_type(device: str) -> str:
     return "bfloat16" if " amx_bf16" in flags or " avx512_bf16" in flags else "float32"
 
 
+def load_weights(folder: Path, device: str, compute_type: str) -> MarianMTModel:
+    """A Marian folder as transformers' model, for inference; not yet on ``device``.
+
+    Args:
+        compute_type: float32, bfloat16 or float16.
+
+    Raises:
+        OSError, ValueError, RuntimeError: the folder holds no loadable Marian model.
+    """
+    # Eager attention beats the fused kernels at comment lengths on CPU.
+    return MarianMTModel.from_pretrained(
+        str(folder),
+        dtype=_DTYPES[compute_type],
+        attn_implementation="eager" if device == "cpu" else "sdpa",
+        local_files_only=True,
+    )
+
+
 class TorchModel:
     """One direction on torch. One batch at a time: ``generate`` holds a lock.
 
@@ -55,13 +73,7 @@ class TorchModel:
         if device == "cpu":
             torch.set_num_threads(intra_threads)
         try:
-            # Eager attention beats the fused kernels at comment lengths on CPU.
-            loaded = MarianMTModel.from_pretrained(
-                str(folder.path),
-                dtype=_DTYPES[compute_type],
-                attn_implementation="eager" if device == "cpu" else "sdpa",
-                local_files_only=True,
-            )
+            loaded = load_weights(folder.path, device, compute_type)
         except (OSError, ValueError, RuntimeError) as error:
             raise ModelError(f"cannot load {folder.path}: {error}") from error
         model = loaded.to(device).eval()  # type: ignore[arg-type]

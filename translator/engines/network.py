@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import MarianMTModel
 
-# Columns of the output are filled up to a multiple of this; see ``decoding.best``.
+# Columns of the output are filled up to a multiple of this; see ``Decoder`` in ``translator.engines.decoding``.
 BLOCK = 64
 # Positions that a cache has at first; they double when they are used up.
 FIRST_STEPS = 32
