@@ -38,12 +38,18 @@ _SPAN = re.compile(
     r"|[A-Za-z][A-Za-z0-9'-]+"
 )
 _HAN = re.compile(r"[\u3400-\u9fff]")
+_HAN_BYTES = {f"<0xE{digit}>" for digit in "456789"}
 _LATIN = re.compile(r"[A-Za-z]")
 _FINAL = re.compile(r"[。．.!！?？~～…]+$")
 _STRETCH_ZH = re.compile(r"[啊哈呜嘻呵哇嗯哦噢喔耶嘿呀吧呢了](?=[，。！？~～…\s]|$)|哈哈+")
 _STRETCH_EN = re.compile(r"\b(?:s(o)|n(o)|pl(e)ase|l(o)ve|y(e)s|w(o)w|h(e)y|r(e)ally|lo(l)|cut(e)|om(g))\b", re.I)
 
 Pair = tuple[str, str]
+
+
+def writes_han(piece: str) -> bool:
+    """Whether a SentencePiece piece holds Chinese characters, or is the first byte of one (U+4000 to U+9FFF)."""
+    return bool(_HAN.search(piece)) or piece in _HAN_BYTES
 
 
 @dataclass(frozen=True)

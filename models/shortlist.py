@@ -18,7 +18,7 @@ import packed
 
 
 def build(
-    data: Iterable[packed.Packed], vocab_size: int, *, votes: int = 40, frequent: int = 600
+    data: Iterable[packed.Packed], vocab_size: int, *, votes: int = 60, frequent: int = 600
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Candidates from co-occurrence in sentence pairs.
 
@@ -59,17 +59,25 @@ def write(
     table: npt.NDArray[np.int64],
     frequent: npt.NDArray[np.int64],
     pieces: list[str],
+    never: Iterable[int] = (),
 ) -> None:
     """Write a vmap file: one source piece a line, a tab, its candidates; no piece first = always.
 
     Each piece is a candidate of itself, so that names and emoji can be copied. Control tokens,
     single bytes and placeholders are always candidates.
+
+    Args:
+        never: ids of pieces that are no candidates.
     """
+    left_out = {pieces[i] for i in never}
     always = [pieces[i] for i in frequent]
     always += [p for p in pieces if p.startswith("<0x") or p in ("</s>", "<unk>")]
     always += list(corpus.PLACEHOLDERS)
+
+    def line(source: str, candidates: list[str]) -> str:
+        return source + "\t" + " ".join(p for p in dict.fromkeys(candidates) if p not in left_out) + "\n"
+
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        file.write("\t" + " ".join(dict.fromkeys(always)) + "\n")
+        file.write(line("", always))
         for piece, row in zip(pieces, table, strict=True):
-            candidates = [piece, *(pieces[i] for i in row if i >= 0)]
-            file.write(f"{piece}\t{' '.join(dict.fromkeys(candidates))}\n")
+            file.write(line(piece, [piece, *(pieces[i] for i in row if i >= 0)]))

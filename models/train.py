@@ -212,7 +212,9 @@ def vmap(args: argparse.Namespace) -> None:
     # CTranslate2 leaves <pad>, the last piece, out of the vocabulary.
     pieces = pieces[:-1]
     table, frequent = shortlist.build(chosen, len(pieces), votes=args.votes, frequent=args.frequent)
-    shortlist.write(args.out, table, frequent, pieces)
+    # A model unsure of a word copies it; into English that helps nobody, and any other candidate is better.
+    never = [i for i, piece in enumerate(pieces) if corpus.writes_han(piece)] if args.pair.endswith("-en") else []
+    shortlist.write(args.out, table, frequent, pieces, never)
 
 
 def plot(args: argparse.Namespace) -> None:
@@ -297,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
     shared(add, "pair")
     add.add_argument("--data", type=Path, required=True, help="what prepare wrote")
     add.add_argument("--out", type=Path, required=True, help="vmap file")
-    add.add_argument("--votes", type=int, default=40, help="candidates of each source piece")
+    add.add_argument("--votes", type=int, default=60, help="candidates of each source piece")
     add.add_argument("--frequent", type=int, default=600, help="pieces that are always candidates")
 
     add = command(plot)

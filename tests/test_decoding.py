@@ -102,6 +102,16 @@ def test_random_model_of_opus_layout(beams: int, length_penalty: float, no_repea
 
 
 @pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("generation", [OPUS_GENERATION, {}])
+def test_banned_pieces_are_not_written(beams: int, generation: dict[str, Any]) -> None:
+    model, never = random_model(generation), list(range(1, PAD, 2))
+    both(model, random_batch(), 20, beams=beams, never=never)
+    outputs = Decoder(model)(random_batch(), 20, beams=beams, length_penalty=1.0, no_repeat_ngram_size=0, never=never)
+    assert sum(map(len, outputs)) > 20
+    assert not {i for ids in outputs for i in ids} & set(never)
+
+
+@pytest.mark.parametrize("beams", [1, 4])
 def test_separate_vocabularies_without_scaling(beams: int) -> None:
     model = random_model(share_encoder_decoder_embeddings=False, decoder_vocab_size=PAD + 71, scale_embedding=False)
     both(model, random_batch(), 20, beams=beams)

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import regex
 from conftest import chinese_sentences, make_settings
 from sacrebleu.metrics import CHRF
 
@@ -82,6 +83,26 @@ def test_int8_keeps_the_meaning(ct2_int8: Model, torch_float32: Model) -> None:
     score = CHRF().corpus_score(ours, [theirs]).score
     print(f"ct2 int8 against torch float32: chrF {score:.1f}, {share_of_identical(ours, theirs):.1%} identical")
     assert score > 60
+
+
+@pytest.mark.parametrize("name", ["ct2_int8", "torch_float32"])
+def test_no_chinese_in_english_on_demand(name: str, request: pytest.FixtureRequest) -> None:
+    model: Model = request.getfixturevalue(name)
+    texts = ["“意义”两个字怎么写？", "垃圾", "一坨云", *SENTENCES]
+    for options in (DecodingOptions(han_in_english=False), DecodingOptions(2, han_in_english=False, shortlist=False)):
+        outputs = translate(model, texts, options)
+        assert all(outputs)
+        assert not regex.search(r"\p{Han}", "".join(outputs))
+
+
+@pytest.mark.parametrize("engine", ["ct2", "torch"])
+def test_chinese_in_chinese_is_never_forbidden(engine: str, cache_dir: Path) -> None:
+    folder = registry.locate(registry.read_manifest()["embedded"]["en-zh"], cache_dir)
+    model = load(folder, cache_dir, engine, "auto")
+    options = DecodingOptions(han_in_english=False)
+    (text,) = translate(model, ["Thank you"], options)
+    assert [text] == translate(model, ["Thank you"])
+    assert "谢" in text
 
 
 @pytest.mark.parametrize("name", ["ct2_int8", "torch_float32"])

@@ -411,6 +411,7 @@ async def test_an_unfit_output_is_tried_again_with_safer_options(bench: Bench) -
     assert first.beam_size == 1
     assert second.beam_size >= SAFER_BEAM
     assert second.no_repeat_ngram_size > 0
+    assert (first.han_in_english, second.han_in_english) == (True, False)
     assert bench.seen.unfit == [("zh-en", "repetition", True)]
     assert (await bench.one("我喜欢你家的书")).text == "I like your books."
     assert len(bench.zh_en.batches) == 2

@@ -7,6 +7,7 @@ import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -268,6 +269,18 @@ def test_the_sampled_softmax_approaches_the_whole_one(data: Path, tiny: Path) ->
     assert sampled == pytest.approx(float(whole), rel=0.05)
 
 
+def test_copies_are_unlearnt_however_rare_as_targets(data: Path, tiny: Path) -> None:
+    source = packed.load_sources(data, "zh-en")["comments"]
+    (batch, *_) = packed.in_order(source, 899)
+    model = network.load(tiny)
+    (copied, *_) = set(batch.source.flatten().tolist()) - set(batch.target.flatten().tolist())
+    model.final_logits_bias[0, copied] = 50.0
+    frequency = np.full(900, 10**9)
+    frequency[copied] = 0
+    loss, _ = network.Loss(frequency, 5, 0.0)(model, torch.from_numpy(batch.source), torch.from_numpy(batch.target))
+    assert loss > 20
+
+
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, data: Path, tiny: Path) -> None:
     new_run(tmp_path / "whole", data, tiny).train()
     killed = new_run(tmp_path / "killed", data, tiny, steps=40)
@@ -322,7 +335,12 @@ def test_a_shortlist_offers_translations_and_copies(data: Path, tiny: Path, tmp_
     assert set(corpus.PLACEHOLDERS) <= set(lines[""].split())
     pieces = packed.Tokenizer(data).pieces[:-1]
     assert set(lines) == {"", *pieces}
-    assert all(piece in candidates.split() for piece, candidates in lines.items() if piece)
+    offered = {candidate for candidates in lines.values() for candidate in candidates.split()}
+    for piece, candidates in lines.items():
+        if piece and not corpus.writes_han(piece):
+            assert piece in candidates.split()
+    assert offered
+    assert not any(corpus.writes_han(piece) for piece in offered)  # no Chinese in English
     engine = evaluation.Engine(tiny, compute_type="float32", vmap=path)
     assert len(engine.translate(["你好"])) == 1
 

@@ -20,7 +20,8 @@ from translator.observer import Observer
 
 log = logging.getLogger(__name__)
 
-# Second try after an unfit output: a wider search that may not repeat itself, on a shorter leash.
+# Second try after an unfit output: a wider search that may not repeat itself or leave Chinese in English, on a shorter
+# leash.
 SAFER_BEAM = 2
 
 # Sentences encoded at a time, and given to the queue at a time by an export.
@@ -59,6 +60,7 @@ class Inference:
             beam_size=max(SAFER_BEAM, options.beam_size),
             no_repeat_ngram_size=3,
             shortlist=False,
+            han_in_english=False,
             max_length_factor=2.0,
             max_length_offset=8,
         )

@@ -21,6 +21,7 @@ class DecodingOptions:
         length_penalty: exponent on the length that divides a hypothesis' score (beam search only).
         no_repeat_ngram_size: n-grams of this many tokens may not occur twice; 0 allows all.
         shortlist: compute only the target pieces that the source makes likely, where the model brings such a table.
+        han_in_english: English outputs may hold Chinese characters, as a rare few must ("the character 好 means").
         max_length_factor: cap of the output in tokens, per source token ...
         max_length_offset: ... plus this many, never more than the model's positions. Short inputs that loop
             would otherwise run on to the last position.
@@ -30,6 +31,7 @@ class DecodingOptions:
     length_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     shortlist: bool = True
+    han_in_english: bool = True
     max_length_factor: float = 3.0
     max_length_offset: int = 16
 

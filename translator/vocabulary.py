@@ -10,12 +10,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import regex
 import sentencepiece
 
 from translator.errors import ModelError
 from translator.spans import PLACEHOLDERS
 
 EOS, UNK, PAD = "</s>", "<unk>", "<pad>"
+# Bytes that begin U+4000 to U+9FFF are pieces with which a model spells Chinese characters that it has no piece for.
+_HAN = regex.compile(r"\p{Han}|^<0xE[4-9]>$")
 
 
 class Vocabulary:
@@ -76,6 +79,11 @@ class Vocabulary:
         """The masking symbols that this vocabulary has, as any model does that was fine-tuned from an embedded one."""
         known = tuple(symbol for symbol in PLACEHOLDERS if self.has_piece(symbol))
         return known if len(known) == len(PLACEHOLDERS) else ()
+
+    @property
+    def han_ids(self) -> list[int]:
+        """Target ids of pieces with Chinese characters."""
+        return [i for i, piece in enumerate(self.target_pieces) if _HAN.search(piece)]
 
     def has_piece(self, piece: str) -> bool:
         """Whether the source side reads ``piece`` as one known symbol and the target side can write it."""

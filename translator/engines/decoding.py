@@ -71,13 +71,21 @@ class Decoder:
         self._banned = torch.tensor([i for [i] in config.bad_words_ids or []], dtype=torch.long, device=self._device)
 
     def __call__(
-        self, batch: Sequence[Sequence[int]], cap: int, *, beams: int, length_penalty: float, no_repeat_ngram_size: int
+        self,
+        batch: Sequence[Sequence[int]],
+        cap: int,
+        *,
+        beams: int,
+        length_penalty: float,
+        no_repeat_ngram_size: int,
+        never: Sequence[int] = (),
     ) -> list[list[int]]:
         """Translate.
 
         Args:
             batch: source ids, end-of-sentence included.
             cap: most tokens of an output, end-of-sentence included; less than the model's positions.
+            never: target ids that are not to be written.
 
         Returns:
             Target ids of each source, without control tokens.
@@ -91,13 +99,14 @@ class Decoder:
         ids[:, 0] = self._eos
         for row, source in zip(ids, batch, strict=False):
             row[: len(source)] = torch.tensor(source)
+        banned = torch.cat((self._banned, torch.tensor(never, dtype=torch.long, device=self._device)))
         with torch.inference_mode():
             cache = self._network.start(ids.to(self._device), beams, self._start)
             done = torch.arange(size, device=self._device) >= len(batch)
             if beams == 1:
-                outputs = self._greedy(cache, done, cap, no_repeat_ngram_size)
+                outputs = self._greedy(cache, done, cap, banned, no_repeat_ngram_size)
             else:
-                outputs = self._beam_search(cache, done, cap, beams, length_penalty, no_repeat_ngram_size)
+                outputs = self._beam_search(cache, done, cap, banned, no_repeat_ngram_size, beams, length_penalty)
         translations = []
         for row in outputs[: len(batch), 1:].tolist():
             end = row.index(self._eos) if self._eos in row else len(row)
@@ -115,14 +124,15 @@ class Decoder:
             return None
         return done.byte().argsort(stable=True)[:smaller]
 
-    def _forbid(self, scores: Tensor, written: Tensor, size: int) -> Tensor:
-        """Ban, in place, the pieces never to be written and those that would repeat an n-gram of ``size`` tokens.
+    @staticmethod
+    def _forbid(scores: Tensor, written: Tensor, banned: Tensor, size: int) -> Tensor:
+        """Ban, in place, ``banned`` pieces and those that would repeat an n-gram of ``size`` tokens.
 
         Args:
             scores: (rows, V).
             written: tokens of each row so far (rows, length), the decoder's start included.
         """
-        scores.index_fill_(1, self._banned, -torch.inf)
+        scores.index_fill_(1, banned, -torch.inf)
         if 0 < size <= written.shape[1]:
             windows = written.unfold(1, size, 1)
             repeated = (windows[..., :-1] == written[:, None, written.shape[1] + 1 - size :]).all(-1)
@@ -141,14 +151,15 @@ class Decoder:
         values, at = blocks.gather(1, chosen.unsqueeze(2).expand(-1, -1, BLOCK)).flatten(1).topk(count)
         return values, chosen.gather(1, at // BLOCK) * BLOCK + at % BLOCK
 
-    def _greedy(self, cache: Cache, done: Tensor, cap: int, no_repeat: int) -> Tensor:
+    def _greedy(self, cache: Cache, done: Tensor, cap: int, banned: Tensor, no_repeat: int) -> Tensor:
         """The likeliest token at each step (S, 1 + cap); behind its end a row holds anything."""
         outputs = torch.full((len(done), 1 + cap), self._pad, device=self._device)
         outputs[:, 0] = self._start
         index = torch.arange(len(done), device=self._device)
         # A forced end needs no computing.
         for step in range(cap - (self._forced_eos is not None)):
-            scores = self._forbid(self._network.next_logits(cache, step), outputs[index, : step + 1], no_repeat)
+            logits = self._network.next_logits(cache, step)
+            scores = self._forbid(logits, outputs[index, : step + 1], banned, no_repeat)
             blocks = scores.view(len(scores), -1, BLOCK)
             chosen = blocks.amax(2).argmax(1)
             within = blocks.gather(1, chosen[:, None, None].expand(-1, 1, BLOCK)).argmax(2)
@@ -164,7 +175,14 @@ class Decoder:
         return outputs
 
     def _beam_search(
-        self, cache: Cache, done: Tensor, cap: int, beams: int, length_penalty: float, no_repeat: int
+        self,
+        cache: Cache,
+        done: Tensor,
+        cap: int,
+        banned: Tensor,
+        no_repeat: int,
+        beams: int,
+        length_penalty: float,
     ) -> Tensor:
         """The best hypothesis of each sentence (S, 1 + cap), padded.
 
@@ -196,9 +214,9 @@ class Decoder:
                 likely = self._network.next_logits(cache, step)
                 written = running[:, :, : step + 1].flatten(0, 1)
                 if self._renormalize:
-                    likely = self._forbid(likely, written, no_repeat).log_softmax(1)
+                    likely = self._forbid(likely, written, banned, no_repeat).log_softmax(1)
                 else:
-                    likely = self._forbid(likely.log_softmax(1), written, no_repeat)
+                    likely = self._forbid(likely.log_softmax(1), written, banned, no_repeat)
                 values, columns = self._best(likely, 2 * beams)
             # Of all candidates of a sentence, the best are among the best of each beam.
             values = (values.view(-1, beams, 2 * beams) + scores.unsqueeze(2)).flatten(1)

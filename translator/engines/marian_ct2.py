@@ -207,7 +207,9 @@ class Ct2Model:
         self._has_shortlist = (converted / "vmap.txt").exists()
         # The row that starts the decoder, where it was kept, is nothing to write.
         kept = [path for path in converted.glob("*vocabulary.json") if f'"{PAD}"' in path.read_text(encoding="utf-8")]
-        self._never = [[PAD]] if kept else None
+        self._never = [[PAD]] if kept else []
+        pieces = self._vocabulary.target_pieces
+        self._han = [[pieces[i]] for i in self._vocabulary.han_ids] if folder.pair.endswith("-en") else []
         self._target_ids = {piece: i for i, piece in enumerate(self._vocabulary.target_pieces)}
         self._description = folder.describe("ct2", device, self._translator.compute_type, self._vocabulary.placeholders)
         self._max_tokens = folder.max_tokens
@@ -225,6 +227,10 @@ class Ct2Model:
     def generate(self, batch: Sequence[Sequence[int]], options: DecodingOptions) -> list[list[int]]:
         pieces = self._vocabulary.source_pieces
         longest = max(len(ids) for ids in batch)
+        never = self._never if options.han_in_english else self._never + self._han
+        # Not both: given a shortlist and pieces to suppress, CTranslate2 4.8.5 bans the wrong ones and writes outside
+        # its memory.
+        shortlist = options.shortlist and self._has_shortlist and not never
         results = self._translator.translate_batch(
             [[pieces[i] for i in ids] for ids in batch],
             beam_size=options.beam_size,
@@ -233,8 +239,8 @@ class Ct2Model:
             max_input_length=0,
             max_decoding_length=options.max_target_tokens(longest, self._max_tokens - 1),
             disable_unk=True,
-            suppress_sequences=self._never,
-            use_vmap=options.shortlist and self._has_shortlist,
+            suppress_sequences=never or None,
+            use_vmap=shortlist,
         )
         ids_of = self._target_ids
         return [[ids_of[t] for t in result.hypotheses[0] if t != EOS] for result in results]

@@ -82,6 +82,7 @@ class TorchModel:
         self._translate: Decoder | Generate | None = Generate(model) if reason else Decoder(model)
         self._lock = Lock()
         self._vocabulary = Vocabulary(folder.path, folder.target_prefix)
+        self._han = self._vocabulary.han_ids if folder.pair.endswith("-en") else []
         self._max_tokens = folder.max_tokens
         self._description = folder.describe("torch", device, compute_type, self._vocabulary.placeholders)
         self.encode = self._vocabulary.encode
@@ -108,6 +109,7 @@ class TorchModel:
                 beams=options.beam_size,
                 length_penalty=options.length_penalty,
                 no_repeat_ngram_size=options.no_repeat_ngram_size,
+                never=[] if options.han_in_english else self._han,
             )
 
     def close(self) -> None:
@@ -125,7 +127,14 @@ class Generate:
         self._pad: Any = model.config.pad_token_id
 
     def __call__(
-        self, batch: Sequence[Sequence[int]], cap: int, *, beams: int, length_penalty: float, no_repeat_ngram_size: int
+        self,
+        batch: Sequence[Sequence[int]],
+        cap: int,
+        *,
+        beams: int,
+        length_penalty: float,
+        no_repeat_ngram_size: int,
+        never: Sequence[int] = (),
     ) -> list[list[int]]:
         input_ids = torch.full((len(batch), max(map(len, batch))), self._pad, dtype=torch.long)
         for row, ids in zip(input_ids, batch, strict=True):
@@ -139,6 +148,7 @@ class Generate:
                 do_sample=False,
                 length_penalty=length_penalty,
                 no_repeat_ngram_size=no_repeat_ngram_size,
+                suppress_tokens=list(never) or None,
                 max_length=None,
                 max_new_tokens=cap,
             ).tolist()
