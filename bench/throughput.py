@@ -7,7 +7,8 @@ Contestants, all on this machine's cores, greedy, the same cap on the length of 
 * CTranslate2 offline: translate_batch over all sentences, sorted by length: the bound of what batching can reach
 * ours cold: nothing comes from the cache; ours warm: everything does
 
-Servers are driven by 64 callers that send one comment a call. Each contestant runs once a round; rounds are
+Servers are driven by 64 callers that send one comment a call; where the name says so, by 8 callers that send lists of
+32, as a batch job does. Each contestant runs once a round; rounds are
 interleaved, so that a slow phase of the machine hits all of them; medians are compared.
 
     python -m bench.throughput --libretranslate .venv-libre/bin/libretranslate
@@ -46,6 +47,7 @@ from bench.harness import (
     Server,
     cpu_seconds,
     ghz,
+    in_lists,
     machine,
     median,
     progress,
@@ -64,11 +66,14 @@ from translator.service import Translator
 from translator.vocabulary import Vocabulary
 
 CALLERS = 64
+# Of the callers that send lists; one list each is what the queue takes within max_queue_seconds.
+LIST_CALLERS, LIST_SIZE = 8, 32
 WARM_COMMENTS = 300
 # Sentences of one offline batch: larger ones were no faster.
 OFFLINE_BATCH = 32
 METHOD = (
-    "Same weights, greedy decoding and cap on the output length for all; 64 callers, one comment a call; "
+    "Same weights, greedy decoding and cap on the output length for all; 64 callers, one comment a call, or 8 callers "
+    "and lists of 32 where it says so; "
     "load generator and servers share the cores. Rounds are interleaved; the ratios are between medians. "
     "CTranslate2 offline gets the sentences that our server would give to the model, already split and encoded, and "
     "does nothing else: no text handling, no calls, no checks of the output."
@@ -142,11 +147,12 @@ class Baseline:
 class Ours:
     """This project's server, cold (every comment is translated anew) or warm (all of them come from the cache)."""
 
-    def __init__(self, weights: Weights, warm: bool, flags: Sequence[str] = ()) -> None:
+    def __init__(self, weights: Weights, warm: bool, flags: Sequence[str] = (), size: int = 1) -> None:
         self._server = Server([*weights.flags, *flags])
         requests = read_requests("distinct")
-        self._warm = warm
-        self._requests = requests[:WARM_COMMENTS] if warm else with_policy(requests, "CACHE_POLICY_REFRESH")
+        self._warm, self._size = warm, size
+        chosen = requests[:WARM_COMMENTS] if warm else with_policy(requests, "CACHE_POLICY_REFRESH")
+        self._requests = in_lists(chosen, size)
 
     def start(self) -> None:
         self._server.start()
@@ -158,8 +164,9 @@ class Ours:
         return self._server.pid
 
     def measure(self, seconds: float) -> Measured:
-        run = ghz(self._server.address, self._requests, concurrency=CALLERS, seconds=seconds)
-        return Measured(len(run.latencies), run.seconds)
+        callers = CALLERS if self._size == 1 else LIST_CALLERS
+        run = ghz(self._server.address, self._requests, concurrency=callers, seconds=seconds)
+        return Measured(len(run.latencies) * self._size, run.seconds)
 
     def stop(self) -> None:
         self._server.stop()
@@ -458,6 +465,7 @@ def contestants_of(weights: Weights, libretranslate: Path | None) -> dict[str, C
         "LibreTranslate": LibreTranslate(weights, libretranslate) if libretranslate else "see --libretranslate",
         "CTranslate2 offline, sorted": Offline(weights),
         "ours cold": Ours(weights, warm=False),
+        "ours cold, lists of 32": Ours(weights, warm=False, size=LIST_SIZE),
         "ours warm": Ours(weights, warm=True),
     }
     if "--no-guard" not in weights.flags:
@@ -466,6 +474,7 @@ def contestants_of(weights: Weights, libretranslate: Path | None) -> dict[str, C
     if has_shortlist:
         found["CTranslate2 offline, sorted, shortlist"] = Offline(weights, shortlist=True)
         found["ours cold, no shortlist"] = Ours(weights, False, ("--no-shortlist",))
+        found["ours cold, no shortlist, lists of 32"] = Ours(weights, False, ("--no-shortlist",), LIST_SIZE)
     return found
 
 
