@@ -148,7 +148,7 @@ class Ours:
     """This project's server, cold (every comment is translated anew) or warm (all of them come from the cache)."""
 
     def __init__(self, weights: Weights, warm: bool, flags: Sequence[str] = (), size: int = 1) -> None:
-        self._server = Server([*weights.flags, *flags])
+        self._server = Server([*weights.flags, "--beam-size", "1", *flags])
         requests = read_requests("distinct")
         self._warm, self._size = warm, size
         chosen = requests[:WARM_COMMENTS] if warm else with_policy(requests, "CACHE_POLICY_REFRESH")

@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     )
 
     # Decoding
-    beam_size: int = Field(1, ge=1, le=16, description="Beams of the search; 1 is greedy and fastest.")
+    beam_size: int = Field(2, ge=1, le=16, description="Beams of the search; 1 is greedy: fastest, reads worse.")
     length_penalty: float = Field(1.0, description="Above 1 favours longer translations (beam search only).")
     shortlist: bool = Field(
         True, description="Compute only likely output pieces, where the model brings a shortlist (ct2)."

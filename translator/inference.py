@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 # Second try after an unfit output: a wider search that may not repeat itself or leave Chinese in English, on a shorter
 # leash.
-SAFER_BEAM = 2
+SAFER_BEAM = 4
 
 # Sentences encoded at a time, and given to the queue at a time by an export.
 CHUNK = 64
