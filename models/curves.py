@@ -30,5 +30,5 @@ def draw(logs: list[Path], out: Path) -> None:
         axis.grid(alpha=0.3)
         axis.legend(title="held-out set (dotted: shuffled source)", fontsize=7, title_fontsize=7)
     figure.tight_layout()
-    figure.savefig(out, dpi=90)
+    figure.savefig(out, dpi=90, bbox_inches="tight")
     pyplot.close(figure)
