@@ -64,7 +64,7 @@ def run(
     started = time.perf_counter()
     for batch in batches:
         cap = options.max_target_tokens(max(map(len, batch)), 511)
-        outputs += decode(batch, cap, beams=beams, length_penalty=1.0, no_repeat_ngram_size=0)
+        outputs += decode(batch, cap, options)
     return time.perf_counter() - started, outputs
 
 

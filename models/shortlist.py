@@ -7,7 +7,7 @@ arXiv:1412.2007, section 3.2; the file format is CTranslate2's vocabulary mappin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +59,7 @@ def write(
     table: npt.NDArray[np.int64],
     frequent: npt.NDArray[np.int64],
     pieces: list[str],
-    never: Iterable[int] = (),
+    never: Collection[str] = (),
 ) -> None:
     """Write a vmap file: one source piece a line, a tab, its candidates; no piece first = always.
 
@@ -67,15 +67,14 @@ def write(
     single bytes and placeholders are always candidates.
 
     Args:
-        never: ids of pieces that are no candidates.
+        never: pieces that are no candidates.
     """
-    left_out = {pieces[i] for i in never}
     always = [pieces[i] for i in frequent]
     always += [p for p in pieces if p.startswith("<0x") or p in ("</s>", "<unk>")]
     always += list(corpus.PLACEHOLDERS)
 
     def line(source: str, candidates: list[str]) -> str:
-        return source + "\t" + " ".join(p for p in dict.fromkeys(candidates) if p not in left_out) + "\n"
+        return source + "\t" + " ".join(p for p in dict.fromkeys(candidates) if p not in never) + "\n"
 
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write(line("", always))

@@ -213,7 +213,7 @@ def vmap(args: argparse.Namespace) -> None:
     pieces = pieces[:-1]
     table, frequent = shortlist.build(chosen, len(pieces), votes=args.votes, frequent=args.frequent)
     # A model unsure of a word copies it; into English that helps nobody, and any other candidate is better.
-    never = [i for i, piece in enumerate(pieces) if corpus.writes_han(piece)] if args.pair.endswith("-en") else []
+    never = set(filter(corpus.writes_han, pieces)) if args.pair.endswith("-en") else set()
     shortlist.write(args.out, table, frequent, pieces, never)
 
 

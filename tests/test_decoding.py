@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +67,17 @@ def random_batch(count: int = 9, longest: int = 12) -> list[list[int]]:
 
 
 def both(
-    model: MarianMTModel, batch: list[list[int]], cap: int, static: bool | None = None, **options: Any
+    model: MarianMTModel,
+    batch: list[list[int]],
+    cap: int,
+    options: DecodingOptions,
+    static: bool | None = None,
+    never: Sequence[int] = (),
 ) -> set[int]:
     """Assert that ours and `generate` write the same; tells the lengths."""
-    options = {"beams": 1, "length_penalty": 1.0, "no_repeat_ngram_size": 0} | options
     assert not unsupported(model)
-    expected = Generate(model)(batch, cap, **options)
-    assert Decoder(model, static=static)(batch, cap, **options) == expected
+    expected = Generate(model)(batch, cap, options, never)
+    assert Decoder(model, static=static)(batch, cap, options, never) == expected
     return {len(ids) for ids in expected}
 
 
@@ -86,7 +91,7 @@ def embedded(request: pytest.FixtureRequest) -> tuple[MarianMTModel, list[list[i
 @pytest.mark.parametrize(("beams", "no_repeat"), [(1, 0), (1, 3), (2, 2), (4, 0)])
 def test_embedded_models(embedded: tuple[MarianMTModel, list[list[int]]], beams: int, no_repeat: int) -> None:
     model, batch = embedded
-    both(model, batch, 60, beams=beams, no_repeat_ngram_size=no_repeat)
+    both(model, batch, 60, DecodingOptions(beams, no_repeat_ngram_size=no_repeat))
 
 
 @pytest.mark.parametrize("static", [False, True])
@@ -96,17 +101,17 @@ def test_embedded_models(embedded: tuple[MarianMTModel, list[list[int]]], beams:
 )
 def test_random_model_of_opus_layout(beams: int, length_penalty: float, no_repeat: int, static: bool) -> None:
     """Static shapes, which CUDA graphs need, change nothing; nor does what opus-mt's folders ask for."""
-    options = {"beams": beams, "length_penalty": length_penalty, "no_repeat_ngram_size": no_repeat}
+    options = DecodingOptions(beams, length_penalty, no_repeat)
     for generation in (OPUS_GENERATION, {}):
-        assert len(both(random_model(generation), random_batch(), 20, static, **options)) > 2
+        assert len(both(random_model(generation), random_batch(), 20, options, static)) > 2
 
 
 @pytest.mark.parametrize("beams", [1, 4])
 @pytest.mark.parametrize("generation", [OPUS_GENERATION, {}])
 def test_banned_pieces_are_not_written(beams: int, generation: dict[str, Any]) -> None:
     model, never = random_model(generation), list(range(1, PAD, 2))
-    both(model, random_batch(), 20, beams=beams, never=never)
-    outputs = Decoder(model)(random_batch(), 20, beams=beams, length_penalty=1.0, no_repeat_ngram_size=0, never=never)
+    both(model, random_batch(), 20, DecodingOptions(beams), never=never)
+    outputs = Decoder(model)(random_batch(), 20, DecodingOptions(beams), never)
     assert sum(map(len, outputs)) > 20
     assert not {i for ids in outputs for i in ids} & set(never)
 
@@ -114,14 +119,15 @@ def test_banned_pieces_are_not_written(beams: int, generation: dict[str, Any]) -
 @pytest.mark.parametrize("beams", [1, 4])
 def test_separate_vocabularies_without_scaling(beams: int) -> None:
     model = random_model(share_encoder_decoder_embeddings=False, decoder_vocab_size=PAD + 71, scale_embedding=False)
-    both(model, random_batch(), 20, beams=beams)
+    both(model, random_batch(), 20, DecodingOptions(beams))
 
 
 @pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_the_cache_grows(beams: int, static: bool) -> None:
     """Outputs end between the first and the last position, so that the batch shrinks while the cache grows."""
-    lengths = both(random_model({}, eos_bias=4.0, init_std=0.3), random_batch(), 99, static, beams=beams)
+    model = random_model({}, eos_bias=4.0, init_std=0.3)
+    lengths = both(model, random_batch(), 99, DecodingOptions(beams), static)
     assert any(32 < length < 99 for length in lengths)
 
 
@@ -130,31 +136,30 @@ def test_the_cache_grows(beams: int, static: bool) -> None:
 @pytest.mark.parametrize("cap", [1, 2, 3])
 def test_caps(cap: int, beams: int, generation: dict[str, Any]) -> None:
     model = random_model(generation, eos_bias=-9.0)
-    both(model, random_batch(4), cap, beams=beams)
-    outputs = Decoder(model)(random_batch(4), cap, beams=beams, length_penalty=1.0, no_repeat_ngram_size=0)
+    both(model, random_batch(4), cap, DecodingOptions(beams))
+    outputs = Decoder(model)(random_batch(4), cap, DecodingOptions(beams))
     # A forced end takes the last position.
     assert [len(ids) for ids in outputs] == [cap - ("forced_eos_token_id" in generation)] * 4
 
 
 @pytest.mark.parametrize("beams", [1, 4])
 def test_a_sentence_is_translated_alike_alone(beams: int) -> None:
-    decode, options = Decoder(random_model()), {"beams": beams, "length_penalty": 1.0, "no_repeat_ngram_size": 0}
+    decode, options = Decoder(random_model()), DecodingOptions(beams)
     batch = random_batch(17)
-    assert [decode([ids], 20, **options)[0] for ids in batch] == decode(batch, 20, **options)
+    assert [decode([ids], 20, options)[0] for ids in batch] == decode(batch, 20, options)
 
 
 def test_nothing_in_nothing_out() -> None:
-    options = {"beams": 1, "length_penalty": 1.0, "no_repeat_ngram_size": 0}
     decode = Decoder(random_model())
-    assert decode([], 20, **options) == []
-    assert decode([[5, EOS]], 0, **options) == [[]]
+    assert decode([], 20, DecodingOptions()) == []
+    assert decode([[5, EOS]], 0, DecodingOptions()) == [[]]
 
 
 def test_bfloat16_keeps_to_the_cap() -> None:
     """Rounding may tip a decision, so that only the shape of the answer can be told."""
     decode = Decoder(random_model().to(torch.bfloat16))  # type: ignore[arg-type]
     for beams in (1, 2):
-        outputs = decode(random_batch(), 20, beams=beams, length_penalty=1.0, no_repeat_ngram_size=2)
+        outputs = decode(random_batch(), 20, DecodingOptions(beams, no_repeat_ngram_size=2))
         assert all(len(ids) < 20 and not {EOS, PAD} & set(ids) for ids in outputs)
 
 

@@ -141,3 +141,16 @@ def test_a_vocabulary_that_lacks_a_placeholder_has_none(folder: Path, tmp_path: 
     pieces["an ordinary piece"] = pieces.pop(PLACEHOLDERS[3])
     (copy / "vocab.json").write_text(json.dumps(pieces), encoding="utf-8")
     assert Vocabulary(copy).placeholders == ()
+
+
+def test_the_shortlist_into_english_offers_nothing_foreign() -> None:
+    """models/ leaves them out of the shortlist by a rule of its own, which must agree with that of the engines."""
+    folder = folder_of("zh-en")
+    vocabulary = Vocabulary(folder)
+    lines = (folder / registry.SHORTLIST).read_text(encoding="utf-8").splitlines()
+    offered = {piece for line in lines for piece in line.split("\t")[1].split(" ")}
+    foreign = {vocabulary.target_pieces[i] for i in vocabulary.foreign_ids("zh-en")}
+    assert len(foreign) > 5000
+    assert not foreign & offered
+    assert {"▁the", "!"} <= offered
+    assert vocabulary.foreign_ids("en-zh") == []

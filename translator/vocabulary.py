@@ -80,9 +80,10 @@ class Vocabulary:
         known = tuple(symbol for symbol in PLACEHOLDERS if self.has_piece(symbol))
         return known if len(known) == len(PLACEHOLDERS) else ()
 
-    @property
-    def han_ids(self) -> list[int]:
-        """Target ids of pieces with Chinese characters."""
+    def foreign_ids(self, pair: str) -> list[int]:
+        """Target ids of pieces with Chinese characters if ``pair`` is into English; none if it is into Chinese."""
+        if not pair.endswith("-en"):
+            return []
         return [i for i, piece in enumerate(self.target_pieces) if _HAN.search(piece)]
 
     def has_piece(self, piece: str) -> bool:

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import MarianMTModel
 
 from translator.engines.network import BLOCK, Cache, Network
+from translator.model import DecodingOptions
 
 # Fields of a GenerationConfig that are honoured here, that the caller overrides, or that change no output.
 _KNOWN = {
@@ -71,20 +72,14 @@ class Decoder:
         self._banned = torch.tensor([i for [i] in config.bad_words_ids or []], dtype=torch.long, device=self._device)
 
     def __call__(
-        self,
-        batch: Sequence[Sequence[int]],
-        cap: int,
-        *,
-        beams: int,
-        length_penalty: float,
-        no_repeat_ngram_size: int,
-        never: Sequence[int] = (),
+        self, batch: Sequence[Sequence[int]], cap: int, options: DecodingOptions, never: Sequence[int] = ()
     ) -> list[list[int]]:
         """Translate.
 
         Args:
             batch: source ids, end-of-sentence included.
             cap: most tokens of an output, end-of-sentence included; less than the model's positions.
+            options: beams, length penalty and n-gram rule; the rest is the caller's.
             never: target ids that are not to be written.
 
         Returns:
@@ -101,12 +96,10 @@ class Decoder:
             row[: len(source)] = torch.tensor(source)
         banned = torch.cat((self._banned, torch.tensor(never, dtype=torch.long, device=self._device)))
         with torch.inference_mode():
-            cache = self._network.start(ids.to(self._device), beams, self._start)
+            cache = self._network.start(ids.to(self._device), options.beam_size, self._start)
             done = torch.arange(size, device=self._device) >= len(batch)
-            if beams == 1:
-                outputs = self._greedy(cache, done, cap, banned, no_repeat_ngram_size)
-            else:
-                outputs = self._beam_search(cache, done, cap, banned, no_repeat_ngram_size, beams, length_penalty)
+            search = self._greedy if options.beam_size == 1 else self._beam_search
+            outputs = search(cache, done, cap, options, banned)
         translations = []
         for row in outputs[: len(batch), 1:].tolist():
             end = row.index(self._eos) if self._eos in row else len(row)
@@ -151,7 +144,7 @@ class Decoder:
         values, at = blocks.gather(1, chosen.unsqueeze(2).expand(-1, -1, BLOCK)).flatten(1).topk(count)
         return values, chosen.gather(1, at // BLOCK) * BLOCK + at % BLOCK
 
-    def _greedy(self, cache: Cache, done: Tensor, cap: int, banned: Tensor, no_repeat: int) -> Tensor:
+    def _greedy(self, cache: Cache, done: Tensor, cap: int, options: DecodingOptions, banned: Tensor) -> Tensor:
         """The likeliest token at each step (S, 1 + cap); behind its end a row holds anything."""
         outputs = torch.full((len(done), 1 + cap), self._pad, device=self._device)
         outputs[:, 0] = self._start
@@ -159,7 +152,7 @@ class Decoder:
         # A forced end needs no computing.
         for step in range(cap - (self._forced_eos is not None)):
             logits = self._network.next_logits(cache, step)
-            scores = self._forbid(logits, outputs[index, : step + 1], banned, no_repeat)
+            scores = self._forbid(logits, outputs[index, : step + 1], banned, options.no_repeat_ngram_size)
             blocks = scores.view(len(scores), -1, BLOCK)
             chosen = blocks.amax(2).argmax(1)
             within = blocks.gather(1, chosen[:, None, None].expand(-1, 1, BLOCK)).argmax(2)
@@ -174,16 +167,7 @@ class Decoder:
             cache.tokens.copy_(tokens)
         return outputs
 
-    def _beam_search(
-        self,
-        cache: Cache,
-        done: Tensor,
-        cap: int,
-        banned: Tensor,
-        no_repeat: int,
-        beams: int,
-        length_penalty: float,
-    ) -> Tensor:
+    def _beam_search(self, cache: Cache, done: Tensor, cap: int, options: DecodingOptions, banned: Tensor) -> Tensor:
         """The best hypothesis of each sentence (S, 1 + cap), padded.
 
         As in transformers' ``GenerationMixin._beam_search`` with ``early_stopping=False``, step for step: of twice as
@@ -191,6 +175,7 @@ class Decoder:
         ``beams``; the others go on. A sentence is finished when its best running score, divided by its present
         length to the power of ``length_penalty``, does not pass its worst finished one.
         """
+        beams, length_penalty, no_repeat = options.beam_size, options.length_penalty, options.no_repeat_ngram_size
         count, device = len(done), self._device
         result = torch.full((count, 1 + cap), self._pad, device=device)
         index = torch.arange(count, device=device)

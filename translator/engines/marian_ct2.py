@@ -209,8 +209,8 @@ class Ct2Model:
         kept = [path for path in converted.glob("*vocabulary.json") if f'"{PAD}"' in path.read_text(encoding="utf-8")]
         self._never = [[PAD]] if kept else []
         pieces = self._vocabulary.target_pieces
-        self._han = [[pieces[i]] for i in self._vocabulary.han_ids] if folder.pair.endswith("-en") else []
-        self._target_ids = {piece: i for i, piece in enumerate(self._vocabulary.target_pieces)}
+        self._foreign = [[pieces[i]] for i in self._vocabulary.foreign_ids(folder.pair)]
+        self._target_ids = {piece: i for i, piece in enumerate(pieces)}
         self._description = folder.describe("ct2", device, self._translator.compute_type, self._vocabulary.placeholders)
         self._max_tokens = folder.max_tokens
         self.encode = self._vocabulary.encode
@@ -227,7 +227,7 @@ class Ct2Model:
     def generate(self, batch: Sequence[Sequence[int]], options: DecodingOptions) -> list[list[int]]:
         pieces = self._vocabulary.source_pieces
         longest = max(len(ids) for ids in batch)
-        never = self._never if options.han_in_english else self._never + self._han
+        never = self._never if options.han_in_english else self._never + self._foreign
         # Not both: given a shortlist and pieces to suppress, CTranslate2 4.8.5 bans the wrong ones and writes outside
         # its memory.
         shortlist = options.shortlist and self._has_shortlist and not never

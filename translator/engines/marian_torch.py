@@ -82,7 +82,7 @@ class TorchModel:
         self._translate: Decoder | Generate | None = Generate(model) if reason else Decoder(model)
         self._lock = Lock()
         self._vocabulary = Vocabulary(folder.path, folder.target_prefix)
-        self._han = self._vocabulary.han_ids if folder.pair.endswith("-en") else []
+        self._foreign = self._vocabulary.foreign_ids(folder.pair)
         self._max_tokens = folder.max_tokens
         self._description = folder.describe("torch", device, compute_type, self._vocabulary.placeholders)
         self.encode = self._vocabulary.encode
@@ -106,10 +106,8 @@ class TorchModel:
             return self._translate(
                 batch,
                 options.max_target_tokens(longest, self._max_tokens - 1),
-                beams=options.beam_size,
-                length_penalty=options.length_penalty,
-                no_repeat_ngram_size=options.no_repeat_ngram_size,
-                never=[] if options.han_in_english else self._han,
+                options,
+                never=[] if options.han_in_english else self._foreign,
             )
 
     def close(self) -> None:
@@ -127,14 +125,7 @@ class Generate:
         self._pad: Any = model.config.pad_token_id
 
     def __call__(
-        self,
-        batch: Sequence[Sequence[int]],
-        cap: int,
-        *,
-        beams: int,
-        length_penalty: float,
-        no_repeat_ngram_size: int,
-        never: Sequence[int] = (),
+        self, batch: Sequence[Sequence[int]], cap: int, options: DecodingOptions, never: Sequence[int] = ()
     ) -> list[list[int]]:
         input_ids = torch.full((len(batch), max(map(len, batch))), self._pad, dtype=torch.long)
         for row, ids in zip(input_ids, batch, strict=True):
@@ -144,10 +135,10 @@ class Generate:
             output = self._model.generate(
                 input_ids=input_ids,
                 attention_mask=input_ids.ne(self._pad).long(),
-                num_beams=beams,
+                num_beams=options.beam_size,
                 do_sample=False,
-                length_penalty=length_penalty,
-                no_repeat_ngram_size=no_repeat_ngram_size,
+                length_penalty=options.length_penalty,
+                no_repeat_ngram_size=options.no_repeat_ngram_size,
                 suppress_tokens=list(never) or None,
                 max_length=None,
                 max_new_tokens=cap,
