@@ -311,6 +311,20 @@ def test_training_stops_when_it_no_longer_gains(tmp_path: Path, data: Path, tiny
     assert run.step < run.options.steps
 
 
+@pytest.mark.parametrize(
+    ("source", "output", "loops"),
+    [
+        ("哈哈哈哈哈哈标准答案", "Hahahahaha standard answer", False),
+        ("go go go go go", "冲冲冲冲冲冲冲冲", False),
+        ("展示了典型用法", "to define the hose the hose the hose the hose x", True),
+        ("not displayed", "在acacacacy", True),
+        ("哈哈，标准答案", "standard answer", False),
+    ],
+)
+def test_a_loop_is_what_no_person_repeated(source: str, output: str, loops: bool) -> None:
+    assert evaluation.is_loop(output, source, "a reference") is loops
+
+
 def test_an_exported_model_loads_everywhere(tmp_path: Path, data: Path, tiny: Path) -> None:
     from safetensors.torch import load_file
     from transformers import MarianMTModel, MarianTokenizer
