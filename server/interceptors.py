@@ -196,11 +196,14 @@ class _Call:
             status = errors.bug()
             self.code = "INTERNAL"
             log.error("call failed", method=self._name, exc_info=error)
-        trailers = (
+        trailers = [
             *self._context.trailing_metadata(),
             ("grpc-status-details-bin", status.SerializeToString()),
-        )
-        await self._context.abort(grpc_code(status), status.message, trailers)
+        ]
+        if isinstance(error, Overloaded):
+            # The delay of RetryInfo for gRPC's own retries (gRFC A6). Not when unavailable: another replica may serve.
+            trailers.append(("grpc-retry-pushback-ms", str(round(1000 * error.retry_after))))
+        await self._context.abort(grpc_code(status), status.message, tuple(trailers))
 
     def finished(self) -> None:
         seconds = perf_counter() - self._started

@@ -471,10 +471,14 @@ async def test_calls_before_the_models_are_loaded_are_unavailable(
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         await stream.read()
     assert failed.value.code() is Code.UNAVAILABLE
-    assert not (await running.stub.GetServerInfo(pb.GetServerInfoRequest())).models or True
+    info = await running.stub.GetServerInfo(pb.GetServerInfoRequest())
+    assert info.version
+    assert not [model.name for model in info.models if model.ready]
     loaded.set()
     await starting
     assert await translate(running, SENTENCE)
+    info = await running.stub.GetServerInfo(pb.GetServerInfoRequest())
+    assert [model.ready for model in info.models] == [True] * len(running.models)
 
 
 async def test_failing_workers_show_in_health_and_recovery_too(
@@ -643,7 +647,9 @@ async def test_overload_refuses_with_a_wait_and_keeps_what_it_accepted(start_ser
         if isinstance(answer, grpc.aio.AioRpcError):
             status = status_of(answer)
             assert (answer.code(), reason(status)) == (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL")
-            assert find(status, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds() > 0
+            delay = find(status, error_details_pb2.RetryInfo).retry_delay.ToMilliseconds()
+            assert delay > 0
+            assert dict(answer.trailing_metadata())["grpc-retry-pushback-ms"] == str(delay)
         else:
             accepted += 1
             assert answer.translations[0].translated_text == to_english(sentence)
