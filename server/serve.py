@@ -23,7 +23,7 @@ from server.health import address_of
 from server.interceptors import CallInterceptor
 from server.metrics import Metrics
 from server.servicer import TranslationServicer
-from translator import __version__
+from translator import __version__, snapshot
 from translator.allocator import keep_freed_memory
 from translator.config import Settings
 from translator.errors import ConfigError
@@ -77,15 +77,20 @@ class Server:
         self._watch: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._exporter: tuple[object, object] | None = None
+        self._cache_loaded = False
 
     async def start(self) -> None:
         """Bind the ports, answer NOT_SERVING while the models load, then SERVING.
 
         Raises:
-            ConfigError: a port is taken, or a TLS file cannot be read.
+            ConfigError: a port is taken, a TLS file cannot be read, or the cache file cannot be written.
             ModelError: a model cannot be loaded.
         """
         settings = self.settings
+        if settings.cache_file:
+            if settings.cache_ttl_seconds:
+                raise ConfigError("cache_file and cache_ttl_seconds exclude each other: the file keeps no ages")
+            snapshot.check(settings.cache_file)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         pb_grpc.add_TranslationServiceServicer_to_server(self._servicer, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -115,6 +120,7 @@ class Server:
             self.metrics_port = httpd.server_port
         await self._server.start()
         await self.translator.start()
+        await self._load_cache()
         self._watch = asyncio.create_task(self._watch_health())
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
@@ -143,11 +149,29 @@ class Server:
         await self._quiet(min(end - monotonic(), REFUSE_LATE))
         await self._server.stop(max(0.0, end - monotonic()))
         await self.translator.close(drain=False)
+        await self._save_cache()
         if self._exporter:
             httpd = self._exporter[0]
             httpd.shutdown()  # type: ignore[attr-defined]
             httpd.server_close()  # type: ignore[attr-defined]
             self._exporter = None
+
+    async def _load_cache(self) -> None:
+        path = self.settings.cache_file
+        if path:
+            try:
+                log.info("cache loaded", path=str(path), sentences=await self.translator.load_cache(path))
+            except (OSError, ValueError) as error:
+                log.warning("cache file not read; starting empty", path=str(path), error=str(error))
+            self._cache_loaded = True
+
+    async def _save_cache(self) -> None:
+        path = self.settings.cache_file
+        if path and self._cache_loaded:  # a start that failed must not replace the file by an empty one
+            try:
+                log.info("cache saved", path=str(path), sentences=await self.translator.save_cache(path))
+            except OSError as error:
+                log.error("cache file not written", path=str(path), error=str(error))
 
     async def _quiet(self, seconds: float) -> None:
         """Return when no call has come for a moment, at the latest after ``seconds``."""

@@ -179,6 +179,14 @@ class TranslationCache(Generic[A]):
         """Number of sentences."""
         return len(self._sentences)
 
+    def take_sentences(self) -> list[tuple[Key, Entry]]:
+        """Take all sentences out, least recently used first."""
+        taken = []
+        while self._sentences:
+            _, item = self._sentences.popitem()
+            taken.append(item)
+        return taken
+
     def clear(self) -> None:
         """Drop all entries; what is in flight goes on."""
         self._sentences.clear()

@@ -122,6 +122,10 @@ class Settings(BaseSettings):
     # Cache
     cache_bytes: int = Field(64 * 2**20, ge=0, description="Memory for cached sentences; 0 turns it off.")
     cache_ttl_seconds: float = Field(0, ge=0, description="Age at which a cached sentence expires; 0: never.")
+    cache_file: Path | None = Field(
+        None,
+        description="File that keeps the cached sentences over a restart of the server; one for each replica.",
+    )
 
     # Limits
     max_contents: int = Field(1024, ge=1, le=_INT32, description="Comments in one request.")

@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from threading import Event
 from time import monotonic
 
-from translator import engines, language, registry, text
+from translator import engines, language, registry, snapshot, text
 from translator.batcher import Batcher, Lane
 from translator.cache import TranslationCache
 from translator.call import (
@@ -153,6 +154,33 @@ class Translator:
             await self._batcher.close(drain)
         for model in self._models.values():
             model.close()
+
+    async def load_cache(self, path: Path) -> int:
+        """Fill the cache from a snapshot of the same version and settings. Call after ``start``.
+
+        Returns:
+            number of sentences; 0 when there is no such snapshot.
+
+        Raises:
+            OSError, ValueError: the file cannot be read, or is no snapshot.
+        """
+        models = [model.description.id for model in self._models.values()]
+        entries = await asyncio.to_thread(snapshot.load, path, models, self._options, self.settings.guard)
+        for key, entry in entries:
+            self.cache.put(key, entry)
+        return len(self.cache)
+
+    async def save_cache(self, path: Path) -> int:
+        """Move the cached sentences into a snapshot.
+
+        Returns:
+            number of sentences.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
+        entries = self.cache.take_sentences()
+        return await asyncio.to_thread(snapshot.save, path, entries, self._options, self.settings.guard)
 
     @property
     def ready(self) -> bool:
