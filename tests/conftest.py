@@ -248,8 +248,11 @@ async def start_server(cache_dir: Path) -> AsyncIterator[StartServer]:
 
 
 def make_settings(**given: Any) -> Settings:
-    """Settings of a server that bothers nobody: free port, no metrics port."""
-    return Settings(**({"port": 0, "metrics_port": -1} | given))
+    """Settings of a server that bothers nobody: free port, no metrics port.
+
+    Nor is a caller turned away because this machine is slow today.
+    """
+    return Settings(**({"port": 0, "metrics_port": -1, "max_queue_seconds": 3600.0} | given))
 
 
 @pytest.fixture

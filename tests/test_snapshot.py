@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import zstandard
-from conftest import FakeModel, StartServer, chinese_sentences, fake_models, to_english
+from conftest import FakeModel, StartServer, chinese_sentences, fake_models, make_settings, to_english
 from hypothesis import given
 from hypothesis import strategies as st
 
 from server.serve import Server
 from translator import snapshot
 from translator.cache import Entry, Key, TranslationCache
-from translator.config import Settings
 from translator.errors import ConfigError
 from translator.guard import Problem
 from translator.model import DecodingOptions
@@ -100,7 +99,7 @@ async def test_a_start_that_fails_leaves_the_file_alone(tmp_path: Path) -> None:
     path.write_bytes(b"as it was")
     models = fake_models()
     models["fake", "zh-en"].failure = lambda _: RuntimeError("broken")
-    server = Server(Settings(port=0, metrics_port=-1, cache_file=path), dict(models))
+    server = Server(make_settings(cache_file=path), dict(models))
     with pytest.raises(Exception, match="first translation failed"):
         await server.start()
     await server.stop(0)
@@ -115,7 +114,7 @@ async def test_a_start_that_fails_leaves_the_file_alone(tmp_path: Path) -> None:
     ],
 )
 async def test_a_file_that_cannot_be_kept_is_refused_at_the_start(given_settings: dict[str, Any], message: str) -> None:
-    server = Server(Settings(port=0, metrics_port=-1, **given_settings), dict(fake_models()))
+    server = Server(make_settings(**given_settings), dict(fake_models()))
     with pytest.raises(ConfigError, match=message):
         await server.start()
     await server.stop(0)
