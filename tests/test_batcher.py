@@ -316,6 +316,27 @@ async def test_retry_after_follows_the_queue(make: Make, model: FakeModel, clock
     model.release()
 
 
+async def test_the_wait_follows_the_tokens_of_batches_not_their_number(
+    make: Make, model: FakeModel, clock: Clock
+) -> None:
+    """A lone sentence of the warm-up or of a quiet hour says little about the rate of batches."""
+    batcher = await make(queue=2000)
+    blocker = await occupy(batcher, model)
+    clock.now += 2  # two seconds for two tokens
+    model.release()
+    await settle(blocker)
+    (blocker,) = submit(batcher, model, ["字" * 97])
+    model.hold()
+    await model.started(len(model.batches) + 1)
+    clock.now += 1  # one second for 98
+    model.release()
+    await settle(blocker)
+    await occupy(batcher, model)
+    submit(batcher, model, ["字" * 199])
+    assert batcher.estimated_wait() == pytest.approx(200 * (0.9 * 2 + 1) / (0.9 * 2 + 98))
+    model.release()
+
+
 async def test_interactive_sentences_that_would_wait_too_long_are_turned_away(
     make: Make, model: FakeModel, clock: Clock
 ) -> None:

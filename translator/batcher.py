@@ -125,7 +125,7 @@ class Batcher:
         self._idle: deque[asyncio.Future[None]] = deque()
         self._room: deque[tuple[asyncio.Future[None], int, Lane]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._tokens_per_second = 0.0
+        self._recent_tokens = self._recent_seconds = 0.0  # of batches, each counting a tenth less than the next
         self._failed_in_a_row = 0
         self._since_aged = 0
         self._closing = False
@@ -247,9 +247,8 @@ class Batcher:
 
     def estimated_wait(self) -> float:
         """Seconds until what waits now would be done, from the recent rate; between 0.1 and 30."""
-        if not self._tokens_per_second:
-            return 1.0
-        return min(30.0, max(0.1, self.queued_tokens / self._tokens_per_second))
+        wait = self._wait(self.queued_tokens)
+        return 1.0 if wait is None else min(30.0, max(0.1, wait))
 
     async def close(self, drain: bool = True) -> None:
         """Stop. With ``drain`` what waits is translated first, else it fails with Unavailable. Idempotent."""
@@ -266,9 +265,13 @@ class Batcher:
 
     def _interactive_wait(self) -> float:
         """Seconds until an interactive sentence that comes now would be taken, from the recent rate; 0 if unknown."""
-        if not self._tokens_per_second:
-            return 0.0
-        return self._queued_tokens[Lane.INTERACTIVE] / self._tokens_per_second
+        return self._wait(self._queued_tokens[Lane.INTERACTIVE]) or 0.0
+
+    def _wait(self, tokens: int) -> float | None:
+        """Seconds that the workers need for so many source tokens, from the recent rate; None if unknown."""
+        if not self._recent_tokens:
+            return None
+        return tokens * self._recent_seconds / self._recent_tokens / self._workers
 
     # Queue
 
@@ -479,8 +482,9 @@ class Batcher:
             if not request.future.done():
                 request.future.set_result(Output(text, request.cost, count, wait, seconds))
         source_tokens = sum(r.cost for r in batch)
-        rate = source_tokens / max(seconds, 1e-6) * self._workers
-        self._tokens_per_second += (rate - self._tokens_per_second) * (0.1 if self._tokens_per_second else 1)
+        # Sums, not a mean of rates: the batches of one that a quiet hour brings say little about full ones.
+        self._recent_tokens = 0.9 * self._recent_tokens + source_tokens
+        self._recent_seconds = 0.9 * self._recent_seconds + seconds
         padded_tokens = len(batch) * max(r.cost for r in batch)
         target_tokens = sum(count for _, count in outputs)
         try:

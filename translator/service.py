@@ -45,6 +45,8 @@ __all__ = ["CachePolicy", "Result", "SkipReason", "Translation", "Translator"]
 log = logging.getLogger(__name__)
 
 WARM_UP = {"zh-en": "今天天气真好，我们去公园吧。", "en-zh": "The weather is lovely, let's go to the park."}
+# One sentence says whether the model works; a batch says how fast, which decides how many callers are let in at first.
+WARM_UP_BATCHES = (1, 16)
 
 
 class Translator:
@@ -78,7 +80,7 @@ class Translator:
     # Life
 
     async def start(self) -> None:
-        """Load the models, start the workers, translate one sentence with each model.
+        """Load the models, start the workers, translate a sentence with each model.
 
         Raises:
             ModelError, ConfigError: a model cannot be loaded, or its first translation fails.
@@ -129,11 +131,13 @@ class Translator:
         description = model.description
         assert self._batcher is not None
         try:
-            requests = self._batcher.submit(model, self._options, model.encode([WARM_UP[description.pair]]))
-            output = await requests[0].future
+            for count in WARM_UP_BATCHES:
+                batch = model.encode([WARM_UP[description.pair]] * count)
+                requests = self._batcher.submit(model, self._options, batch)
+                outputs = await asyncio.gather(*(request.future for request in requests))
         except InferenceError as error:
             raise ModelError(f"{description.id}: the first translation failed: {error.__cause__}") from error
-        if not output.text:
+        if not outputs[0].text:
             raise ModelError(f"{description.id}: the first translation is empty; is it a model of this pair?")
 
     async def probe(self) -> None:
