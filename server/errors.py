@@ -96,6 +96,11 @@ def shorten(message: str) -> str:
     return printable if len(printable) <= MAX_MESSAGE else printable[: MAX_MESSAGE - 1] + "…"
 
 
+def pushback_milliseconds(error: Overloaded) -> int:
+    """The delay of the error's RetryInfo, as gRPC's own retries want it (grpc-retry-pushback-ms, gRFC A6)."""
+    return _retry_info(error.retry_after).retry_delay.ToMilliseconds()
+
+
 def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
     info = error_details_pb2.RetryInfo()
     info.retry_delay.FromTimedelta(timedelta(seconds=seconds))

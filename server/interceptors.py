@@ -201,8 +201,8 @@ class _Call:
             ("grpc-status-details-bin", status.SerializeToString()),
         ]
         if isinstance(error, Overloaded):
-            # The delay of RetryInfo for gRPC's own retries (gRFC A6). Not when unavailable: another replica may serve.
-            trailers.append(("grpc-retry-pushback-ms", str(round(1000 * error.retry_after))))
+            # Not when unavailable: another replica may serve.
+            trailers.append(("grpc-retry-pushback-ms", str(errors.pushback_milliseconds(error))))
         await self._context.abort(grpc_code(status), status.message, tuple(trailers))
 
     def finished(self) -> None:

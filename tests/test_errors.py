@@ -96,6 +96,13 @@ def test_retry_info_carries_the_wait() -> None:
     assert retry.retry_delay.ToMilliseconds() == 2500
 
 
+@pytest.mark.parametrize("seconds", [0.1, 1.2347, 29.9999])
+def test_grpc_is_told_the_same_wait_as_the_client(seconds: float) -> None:
+    error = Overloaded("full", seconds)
+    (retry,) = details(wire.status_of(error), error_details_pb2.RetryInfo)
+    assert wire.pushback_milliseconds(error) == retry.retry_delay.ToMilliseconds()
+
+
 def test_a_bug_tells_nothing() -> None:
     status = wire.bug()
     assert status.code == code_pb2.INTERNAL
