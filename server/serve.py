@@ -77,7 +77,6 @@ class Server:
         self._watch: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._exporter: tuple[object, object] | None = None
-        self._cache_loaded = False
 
     async def start(self) -> None:
         """Bind the ports, answer NOT_SERVING while the models load, then SERVING.
@@ -163,11 +162,10 @@ class Server:
                 log.info("cache loaded", path=str(path), sentences=await self.translator.load_cache(path))
             except (OSError, ValueError) as error:
                 log.warning("cache file not read; starting empty", path=str(path), error=str(error))
-            self._cache_loaded = True
 
     async def _save_cache(self) -> None:
         path = self.settings.cache_file
-        if path and self._cache_loaded:  # a start that failed must not replace the file by an empty one
+        if path and self._watch:  # a start that failed must not replace the file by an empty one
             try:
                 log.info("cache saved", path=str(path), sentences=await self.translator.save_cache(path))
             except OSError as error:
