@@ -45,7 +45,7 @@ __all__ = ["CachePolicy", "Result", "SkipReason", "Translation", "Translator"]
 log = logging.getLogger(__name__)
 
 WARM_UP = {"zh-en": "今天天气真好，我们去公园吧。", "en-zh": "The weather is lovely, let's go to the park."}
-# One sentence says whether the model works; a batch says how fast, which decides how many callers are let in at first.
+# At the start one sentence says whether the model works, and a batch how fast: by that the first callers are let in.
 WARM_UP_BATCHES = (1, 16)
 
 
@@ -118,7 +118,8 @@ class Translator:
         self._route = Route(settings, self._options, self._models, self.cache, self._batcher, self._observer)
         try:
             for model in self._models.values():  # one by one: a small queue may not hold two sentences
-                await self._warm_up(model)
+                for count in WARM_UP_BATCHES:
+                    await self._warm_up(model, count)
         except BaseException:
             await self.close(drain=False)
             raise
@@ -127,14 +128,13 @@ class Translator:
     def _load(self, source: registry.ModelSource, cancelled: Event) -> Model:
         return engines.load(registry.locate(source, self.settings.cache_dir), self.settings, cancelled)
 
-    async def _warm_up(self, model: Model) -> None:
+    async def _warm_up(self, model: Model, count: int = 1) -> None:
         description = model.description
         assert self._batcher is not None
         try:
-            for count in WARM_UP_BATCHES:
-                batch = model.encode([WARM_UP[description.pair]] * count)
-                requests = self._batcher.submit(model, self._options, batch)
-                outputs = await asyncio.gather(*(request.future for request in requests))
+            batch = model.encode([WARM_UP[description.pair]] * count)
+            requests = self._batcher.submit(model, self._options, batch)
+            outputs = await asyncio.gather(*(request.future for request in requests))
         except InferenceError as error:
             raise ModelError(f"{description.id}: the first translation failed: {error.__cause__}") from error
         if not outputs[0].text:
