@@ -20,6 +20,7 @@ from server.serve import Server
 from translator.config import ENV_PREFIX, Settings
 from translator.model import DecodingOptions, ModelDescription
 from translator.service import Translator
+from translator.v1 import translation_pb2 as pb
 from translator.v1 import translation_pb2_grpc as pb_grpc
 
 # Bounds a wait so that a hang fails instead of stopping the suite; never a measure of speed.
@@ -209,6 +210,15 @@ class Running:
     @property
     def address(self) -> str:
         return f"127.0.0.1:{self.server.port}"
+
+
+def request(*contents: str, target: str = "en", **more: Any) -> pb.TranslateTextRequest:
+    return pb.TranslateTextRequest(contents=contents, target_language_code=target, **more)
+
+
+async def translate(running: Running, *contents: str, target: str = "en", **more: Any) -> list[pb.Translation]:
+    response = await running.stub.TranslateText(request(*contents, target=target, **more), timeout=PATIENCE)
+    return list(response.translations)
 
 
 StartServer = Callable[..., Awaitable[Running]]

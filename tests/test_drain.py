@@ -14,7 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
-from conftest import PATIENCE, Running, StartServer, chinese_sentences, to_english
+from conftest import PATIENCE, Running, StartServer, chinese_sentences, request, to_english
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from server.serve import SERVICE
@@ -23,10 +23,6 @@ from translator.v1 import translation_pb2_grpc as pb_grpc
 
 Code = grpc.StatusCode
 ROOT = Path(__file__).resolve().parent.parent
-
-
-def request(content: str) -> pb.TranslateTextRequest:
-    return pb.TranslateTextRequest(contents=[content], target_language_code="en")
 
 
 async def until(condition: Callable[[], bool]) -> None:

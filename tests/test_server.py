@@ -12,7 +12,16 @@ from typing import Any
 import grpc
 import pytest
 import trustme
-from conftest import PATIENCE, Running, StartServer, chinese_sentences, fake_models, to_english
+from conftest import (
+    PATIENCE,
+    Running,
+    StartServer,
+    chinese_sentences,
+    fake_models,
+    request,
+    to_english,
+    translate,
+)
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
@@ -27,15 +36,6 @@ from translator.v1 import translation_pb2_grpc as pb_grpc
 
 SENTENCE = "我喜欢你家的书"
 Code = grpc.StatusCode
-
-
-def request(*contents: str, target: str = "en", **more: Any) -> pb.TranslateTextRequest:
-    return pb.TranslateTextRequest(contents=contents, target_language_code=target, **more)
-
-
-async def translate(running: Running, *contents: str, target: str = "en", **more: Any) -> list[pb.Translation]:
-    response = await running.stub.TranslateText(request(*contents, target=target, **more), timeout=PATIENCE)
-    return list(response.translations)
 
 
 def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status:

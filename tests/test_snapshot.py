@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import zstandard
-from conftest import FakeModel, StartServer, chinese_sentences, fake_models, make_settings, to_english
+from conftest import FakeModel, StartServer, chinese_sentences, fake_models, make_settings, to_english, translate
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,28 +19,22 @@ from translator.cache import Entry, Key, TranslationCache
 from translator.errors import ConfigError
 from translator.guard import Problem
 from translator.model import DecodingOptions
-from translator.v1 import translation_pb2 as pb
 
 OPTIONS = DecodingOptions(beam_size=2)
 MODEL = "fake/zh-en/r1/fake/cpu/exact"
 
 
-async def ask(running: Any, *contents: str) -> list[pb.Translation]:
-    request = pb.TranslateTextRequest(contents=contents, target_language_code="en")
-    return list((await running.stub.TranslateText(request)).translations)
-
-
 async def test_a_restarted_server_is_warm(start_server: StartServer, tmp_path: Path) -> None:
     path, sentences = tmp_path / "cache.zst", chinese_sentences(5)
     running = await start_server(cache_file=path)
-    await ask(running, *sentences)
+    await translate(running, *sentences)
     await running.server.stop(0)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600  # it holds what users wrote
     assert os.listdir(tmp_path) == ["cache.zst"]
 
     again = await start_server(cache_file=path)
     before = len(again.zh_en.batches)
-    answers = await ask(again, *sentences)
+    answers = await translate(again, *sentences)
     assert [answer.translated_text for answer in answers] == [to_english(sentence) for sentence in sentences]
     assert all(answer.cache_hit for answer in answers)
     assert len(again.zh_en.batches) == before
@@ -52,7 +46,7 @@ async def test_what_may_translate_otherwise_starts_empty(
 ) -> None:
     path, (sentence,) = tmp_path / "cache.zst", chinese_sentences(1)
     running = await start_server(cache_file=path)
-    await ask(running, sentence)
+    await translate(running, sentence)
     await running.server.stop(0)
 
     settings: dict[str, Any] = {"beam_size": {"beam_size": 5}, "guard": {"guard": False}}.get(changed, {})
@@ -62,7 +56,7 @@ async def test_what_may_translate_otherwise_starts_empty(
     if changed == "model":
         models["fake", "zh-en"] = FakeModel("zh-en", revision="r2")
     again = await start_server(models, cache_file=path, **settings)
-    assert not (await ask(again, sentence))[0].cache_hit
+    assert not (await translate(again, sentence))[0].cache_hit
 
 
 @pytest.mark.parametrize(
@@ -73,7 +67,7 @@ async def test_a_damaged_file_costs_the_cache_and_not_the_start(
 ) -> None:
     path, sentences = tmp_path / "cache.zst", chinese_sentences(50)
     running = await start_server(cache_file=path)
-    await ask(running, *sentences)
+    await translate(running, *sentences)
     await running.server.stop(0)
     whole = path.read_bytes()
     header = zstandard.decompress(whole, 2**20).splitlines()[0]
@@ -89,7 +83,7 @@ async def test_a_damaged_file_costs_the_cache_and_not_the_start(
         }[damage]
     )
     again = await start_server(cache_file=path)
-    assert not any(answer.cache_hit for answer in await ask(again, *sentences))
+    assert not any(answer.cache_hit for answer in await translate(again, *sentences))
     await again.server.stop(0)
     assert zstandard.decompress(path.read_bytes(), 2**20).count(b"\n") > 50
 
@@ -127,7 +121,7 @@ async def test_a_full_disk_does_not_stop_the_stop(
         raise OSError(28, "No space left on device")
 
     running = await start_server(cache_file=tmp_path / "cache.zst")
-    await ask(running, *chinese_sentences(1))
+    await translate(running, *chinese_sentences(1))
     monkeypatch.setattr(snapshot.os, "replace", full)
     await running.server.stop(0)
     assert os.listdir(tmp_path) == []
